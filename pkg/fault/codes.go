@@ -7,6 +7,9 @@ const (
 	PolicyOAuth   Code = "policy.oauth_not_available"
 	PolicyPaused  Code = "policy.paused"
 
+	PolicyNotValid      Code = "policy.not_valid"       // settings that break a rule
+	PolicyManagedByFile Code = "policy.managed_by_file" // what a sources file manages is read-only elsewhere
+
 	DNSNoSuchHost Code = "dns.no_such_host"
 	DNSFailed     Code = "dns.lookup_failed"
 
@@ -68,6 +71,7 @@ const (
 	StoreNotDurable  Code = "store.not_durable"
 	StoreMissing     Code = "store.not_provisioned"
 	StoreConflict    Code = "store.conflict" // a record changed since it was read
+	StoreNotFound    Code = "store.not_found"
 	StoreForeign     Code = "store.foreign"  // the store is empty or older than the data directory knows
 	StoreCorrupt     Code = "store.corrupt"  // a stored mail differs from its digest
 )

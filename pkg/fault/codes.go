@@ -72,6 +72,7 @@ const (
 	StoreMissing     Code = "store.not_provisioned"
 	StoreConflict    Code = "store.conflict" // a record changed since it was read
 	StoreNotFound    Code = "store.not_found"
-	StoreForeign     Code = "store.foreign" // the store is empty or older than the data directory knows
-	StoreCorrupt     Code = "store.corrupt" // a stored mail differs from its digest
+	StoreForeign     Code = "store.foreign"        // the store is empty or older than the data directory knows
+	StoreCorrupt     Code = "store.corrupt"        // a stored mail differs from its digest
+	StoreNobody      Code = "store.nobody_answers" // no stage is there to answer a request
 )

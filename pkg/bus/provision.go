@@ -52,14 +52,15 @@ const (
 	BucketLedger      = "ledger"
 	BucketSentIndex   = "sent-index"
 	BucketThreads     = "threads"
+	BucketSkipped     = "skipped"
 	BucketStore       = "store"
 	bucketQuarantine  = "quarantine"
 	bucketLeases      = "leases"
 )
 
 var buckets = []string{
-	BucketSources, BucketWorkflows, BucketSourceState, BucketLedger, BucketSentIndex, BucketThreads, BucketStore,
-	bucketQuarantine, bucketLeases,
+	BucketSources, BucketWorkflows, BucketSourceState, BucketLedger, BucketSentIndex, BucketThreads, BucketSkipped,
+	BucketStore, bucketQuarantine, bucketLeases,
 }
 
 // Durable consumers of the stages that have one for all sources.
@@ -176,6 +177,19 @@ func (c *Conn) StoreID(ctx context.Context) (id string, created bool, err error)
 			return "", false, err
 		}
 	}
+}
+
+// FindStoreID is the identity mark of the store, [ErrNotFound] when it has none. It creates nothing.
+func (c *Conn) FindStoreID(ctx context.Context) (string, error) {
+	bucket, err := c.Bucket(ctx, BucketStore)
+	if fault.CodeOf(err) == fault.StoreMissing {
+		return "", ErrNotFound
+	}
+	if err != nil {
+		return "", err
+	}
+	entry, err := bucket.Get(ctx, "id")
+	return string(entry.Value), err
 }
 
 // plan lists the streams, those of buckets included, as they have to be.

@@ -30,7 +30,11 @@ type Delivery struct {
 	Delivered int
 	conn      *Conn
 	msg       jetstream.Msg
+	settled   bool
 }
+
+// Settled tells whether Ack or Nak was called without an error.
+func (d *Delivery) Settled() bool { return d.settled }
 
 // Orders opens the durable consumer of a stream that reads the messages matching the filter, and creates it when it is
 // missing.
@@ -120,12 +124,16 @@ func (d *Delivery) Ack(ctx context.Context) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()
-	return d.conn.fault(d.msg.DoubleAck(ctx), began, string(d.Stream))
+	err := d.msg.DoubleAck(ctx)
+	d.settled = d.settled || err == nil
+	return d.conn.fault(err, began, string(d.Stream))
 }
 
 // Nak gives the message back, to be delivered again after a delay.
 func (d *Delivery) Nak(_ context.Context, delay time.Duration) error {
-	return d.conn.fault(d.msg.NakWithDelay(delay), time.Now(), string(d.Stream))
+	err := d.msg.NakWithDelay(delay)
+	d.settled = d.settled || err == nil
+	return d.conn.fault(err, time.Now(), string(d.Stream))
 }
 
 // InProgress is a sign of life: the ack wait begins anew.

@@ -451,3 +451,17 @@ func (c *Conn) Lag(ctx context.Context, stream contract.Stream, durable string) 
 	info := consumer.CachedInfo()
 	return info.NumPending, uint64(max(info.NumAckPending, 0)), nil
 }
+
+// LastSequence is the sequence of the newest message a stream has ever held, 0 for a new one; [ErrNotFound] when there
+// is no such stream.
+func (c *Conn) LastSequence(ctx context.Context, stream contract.Stream) (uint64, error) {
+	began := time.Now()
+	s, err := c.js.Stream(ctx, string(stream))
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return 0, ErrNotFound
+	}
+	if err != nil {
+		return 0, c.fault(err, began, "the stream "+string(stream))
+	}
+	return s.CachedInfo().State.LastSeq, nil
+}

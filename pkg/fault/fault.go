@@ -54,6 +54,14 @@ func (e *Error) Error() string {
 	return string(e.Code) + ": " + e.Text("en").Headline
 }
 
+// OrNil is e as an error, a nil *Error as a nil error.
+func (e *Error) OrNil() error {
+	if e == nil {
+		return nil
+	}
+	return e
+}
+
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.cause }
 

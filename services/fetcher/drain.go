@@ -1,0 +1,435 @@
+package fetcher
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"posthorn/pkg/bus"
+	"posthorn/pkg/contract"
+	"posthorn/pkg/fault"
+	"posthorn/pkg/mailbox"
+	"posthorn/pkg/reply"
+	"posthorn/pkg/source"
+	"posthorn/pkg/stage"
+)
+
+const (
+	// soon is when a mailbox is looked at again while stored mails wait for their decision, doubling up to the poll
+	// interval. Also the pause before the second complete cycle that clears a failure.
+	soon = time.Second
+	// sentEvery is how often the Sent mailbox is read when nothing else asks for it.
+	sentEvery = 5 * time.Minute
+	// tellEvery is how often the state is written although nothing but the time of the last cycle has changed.
+	tellEvery = 15 * time.Second
+)
+
+// drain keeps one source drained for as long as this process holds its lease.
+type drain struct {
+	fetcher *Fetcher
+	log     *slog.Logger
+	owned   stage.Owned
+
+	source  source.Source
+	session mailbox.Session
+	lock    *bus.Lease // the maildrop of a POP3 source
+	ledger  *ledger
+
+	short       map[string]int // how often a body came shorter than announced, by place
+	sentRead    time.Time      // when the Sent mailbox was read last
+	sentChanged bool           // new sent mails since unsure mails were looked at
+	noSent      error          // why there is no sent index
+	evidence    string         // resolved: sent or header
+
+	failures   int // in a row, of the same class
+	failedWith fault.Code
+	good       int // complete cycles since the last failure
+	gap        int // cycles in a row with unaccounted mails
+	state      source.State
+	told       time.Time
+	stateRev   uint64
+	mu         sync.Mutex // guards state while a long cycle reports its backlog
+}
+
+// run drains until ctx ends or the lease is lost.
+func (d *drain) run(ctx context.Context) {
+	defer d.close()
+	wait := time.Duration(0)
+	for {
+		if !d.pause(ctx, wait) {
+			return
+		}
+		if d.source.Paused {
+			d.close()
+			d.report(ctx, source.State{State: source.StatePaused, LastCycle: d.state.LastCycle, Counts: d.state.Counts})
+			wait = time.Hour // a change of the settings ends the wait
+			continue
+		}
+		counts, err := d.cycle(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			wait = d.failed(ctx, err)
+			continue
+		}
+		wait = d.succeeded(ctx, counts)
+	}
+}
+
+// pause waits: for the mailbox to change, for new settings, for the time to pass. It returns false when ctx ended.
+func (d *drain) pause(ctx context.Context, wait time.Duration) bool {
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
+	quiet := make(chan error, 1)
+	if d.session != nil && wait > 0 {
+		session := d.session
+		go func() { quiet <- session.Wait(waiting, wait) }()
+	} else {
+		go func() {
+			timer := time.NewTimer(wait)
+			defer timer.Stop()
+			select {
+			case <-timer.C:
+			case <-waiting.Done():
+			}
+			quiet <- nil
+		}()
+	}
+	select {
+	case next := <-d.owned.Changes:
+		stop()
+		<-quiet
+		d.adopt(next)
+	case err := <-quiet:
+		if err != nil && ctx.Err() == nil {
+			d.log.Info("the connection ended while waiting for mail", "error", err)
+			d.close()
+		}
+	case <-ctx.Done():
+		<-quiet
+	}
+	return ctx.Err() == nil
+}
+
+// adopt takes over changed settings: at once, with a fresh connection and no more back-off.
+func (d *drain) adopt(next source.Source) {
+	if next.Epoch != d.source.Epoch {
+		d.ledger = nil
+		d.evidence, d.noSent, d.sentRead = "", nil, time.Time{}
+	}
+	d.source = next
+	d.failures, d.failedWith = 0, ""
+	d.close()
+}
+
+// close ends the session and gives the maildrop free.
+func (d *drain) close() {
+	if d.session != nil {
+		if err := d.session.Close(); err != nil {
+			d.log.Debug("closing the session", "error", err)
+		}
+		d.session = nil
+	}
+	if d.lock != nil {
+		stage.Release(d.lock, d.log)
+		d.lock = nil
+	}
+}
+
+// cycle opens what is not open and looks at the mailbox once, completely.
+func (d *drain) cycle(ctx context.Context) (tally, error) {
+	if d.session == nil {
+		d.connecting(ctx)
+		if err := d.open(ctx); err != nil {
+			return tally{}, err
+		}
+	}
+	if d.ledger == nil {
+		l, err := openLedger(ctx, d.fetcher.books, d.source.ID, d.source.Epoch)
+		if err != nil {
+			return tally{}, err
+		}
+		d.ledger = l
+	}
+	c := &cycle{
+		fetcher: d.fetcher, drain: d, log: d.log, session: d.session, source: d.source, ledger: d.ledger,
+		lease: d.fresh, own: []string{d.source.Address, d.source.Username}, nameless: map[int]*place{},
+	}
+	if err := d.resolveEvidence(ctx, c); err != nil {
+		return tally{}, err
+	}
+	c.stamp = d.source.Stamp(d.evidence)
+	counts, err := c.run(ctx)
+	if err != nil {
+		if fault.CodeOf(err) == fault.StoreConflict {
+			d.ledger = nil // read it anew: somebody else has written
+		}
+		return tally{}, err
+	}
+	d.sentChanged = false
+	if d.source.Type == mailbox.POP3 {
+		d.close() // the maildrop is for one at a time: the archiver may want it
+	}
+	return counts, nil
+}
+
+func (d *drain) fresh() bool {
+	return d.owned.Fresh() && (d.lock == nil || d.lock.Fresh())
+}
+
+func (d *drain) open(ctx context.Context) error {
+	settings, err := d.fetcher.settings(d.source)
+	if err != nil {
+		return err
+	}
+	settings.Trace = d.fetcher.traces.line(d.source.ID)
+	if d.source.Type == mailbox.POP3 {
+		if d.lock, err = d.fetcher.leases.Acquire(ctx, "maildrop."+d.source.ID); err != nil {
+			return err
+		}
+	}
+	d.fetcher.metrics.signIn(d.source.ID)
+	session, err := mailbox.Open(ctx, settings, mailbox.Read)
+	if err != nil {
+		return err
+	}
+	d.session = session
+	return nil
+}
+
+// resolveEvidence decides what counts as proof of a reply. The Sent mailbox is read before the first decision of a
+// replies-only source; `auto` is `sent` once a Sent mailbox with mail in it was read, else `header`.
+func (d *drain) resolveEvidence(ctx context.Context, c *cycle) error {
+	if d.source.RepliesOnly && d.sentRead.IsZero() {
+		if err := c.readSent(ctx); err != nil {
+			return err
+		}
+	}
+	switch d.source.ReplyEvidence {
+	case source.EvidenceSent, source.EvidenceHeader:
+		d.evidence = string(d.source.ReplyEvidence)
+	default:
+		d.evidence = string(source.EvidenceHeader)
+		if d.ledger.meta.SentRead && d.ledger.meta.SentMails > 0 {
+			d.evidence = string(source.EvidenceSent)
+		}
+	}
+	return nil
+}
+
+// sentIsDue tells whether the Sent mailbox is to be read in this cycle.
+func (d *drain) sentIsDue(now time.Time, unknown bool) bool {
+	if d.source.Type != mailbox.IMAP {
+		return false
+	}
+	if d.source.RepliesOnly && unknown && now.Sub(d.sentRead) > soon {
+		return true
+	}
+	return now.Sub(d.sentRead) > sentEvery
+}
+
+// failed books a failed cycle and returns how long to wait.
+func (d *drain) failed(ctx context.Context, err error) time.Duration {
+	e := fault.As(err)
+	d.close()
+	if e.Code.Class() != d.failedWith.Class() {
+		d.failures = 0
+	}
+	d.failures++
+	d.failedWith = e.Code
+	d.good = 0
+	wait := fault.Delay(e, d.failures)
+	next := d.fetcher.now().Add(wait)
+	d.log.Warn("nothing is taken in", "error", e, "attempt", d.failures, "next_try", next.UTC())
+	since := d.fetcher.now().UTC()
+	if before := d.state.Error; before != nil && d.state.State == source.StateFailing && before.Code == e.Code {
+		since = before.Since
+	}
+	d.report(ctx, source.State{
+		State: source.StateFailing, Error: source.NewStateError(e, since), LastCycle: d.state.LastCycle,
+		NextTry: next.UTC(), Counts: d.state.Counts,
+	})
+	return wait
+}
+
+// succeeded books a complete cycle and returns how long to wait. A failure clears after two complete cycles.
+func (d *drain) succeeded(ctx context.Context, counts tally) time.Duration {
+	d.good++
+	now := d.fetcher.now()
+	if counts.Unaccounted > 0 {
+		d.gap++
+	} else {
+		d.gap = 0
+	}
+	state := source.State{State: source.StateOK, LastCycle: now.UTC(), Counts: source.Counts{
+		Dead: counts.Dead, Waiting: counts.Waiting, LeftBy: counts.Left, Inbox: counts.Listed,
+	}}
+	for _, n := range counts.Left {
+		state.Counts.Left += n
+	}
+	if d.gap >= 2 {
+		state.Counts.Unaccounted = counts.Unaccounted
+	}
+	d.note(&state)
+	wait := time.Duration(d.source.PollInterval)
+	switch {
+	case d.state.State == source.StateFailing && d.good < 2:
+		state.State, state.Error = source.StateFailing, d.state.Error
+		wait = soon
+	case counts.Waiting > 0 || counts.Unaccounted > 0:
+		wait = min(wait, soon<<min(d.good, 6))
+	}
+	d.failures, d.failedWith = 0, ""
+	if counts.Waiting == 0 && counts.Unaccounted == 0 && state.State == source.StateOK {
+		d.good = 2
+	}
+	state.NextTry = now.Add(wait).UTC()
+	d.report(ctx, state)
+	return wait
+}
+
+// note adds what a person should know although mail is taken in.
+func (d *drain) note(state *source.State) {
+	if d.source.RepliesOnly && d.noSent != nil && d.source.ReplyEvidence != source.EvidenceHeader {
+		e := fault.As(d.noSent)
+		if d.source.ReplyEvidence == source.EvidenceSent {
+			state.State = source.StateDegraded
+			state.Error = source.NewStateError(e, d.fetcher.now().UTC())
+		}
+		state.Notes = append(state.Notes, e.Text("en").Headline+". "+e.Text("en").Now)
+	}
+}
+
+// connecting shows that a first connection is being made; a source that failed before stays failing until it works.
+func (d *drain) connecting(ctx context.Context) {
+	if d.state.State == "" || d.state.State == source.StatePaused {
+		d.report(ctx, source.State{State: source.StateConnecting, LastCycle: d.state.LastCycle, Counts: d.state.Counts})
+	}
+}
+
+// backlog shows how many mails wait while a long cycle runs.
+func (d *drain) backlog(waiting int) {
+	if waiting < batchMails {
+		return
+	}
+	d.mu.Lock()
+	state := d.state
+	d.mu.Unlock()
+	state.Counts.Waiting = waiting
+	d.report(context.Background(), state)
+}
+
+// report writes the state where everybody reads it, and publishes an event when it is another than before.
+func (d *drain) report(ctx context.Context, state source.State) {
+	now := d.fetcher.now()
+	d.mu.Lock()
+	before := d.state
+	state.Instance = d.fetcher.cfg.Instance
+	same := before.State == state.State && before.ErrorCode() == state.ErrorCode()
+	if same && state.Counts.Equal(before.Counts) && now.Sub(d.told) < tellEvery {
+		state.LastCycle = before.LastCycle
+		d.mu.Unlock()
+		return
+	}
+	d.state = state
+	d.told = now
+	d.mu.Unlock()
+	if err := d.fetcher.states.Put(ctx, d.source.ID, state); err != nil {
+		d.log.Warn("the state of the source could not be written", "error", err)
+		return
+	}
+	d.fetcher.metrics.state(d.source.ID, string(d.source.Type), state)
+	if same {
+		return
+	}
+	d.announce(ctx, before, state, now)
+}
+
+// announce publishes source.v1.state.
+func (d *drain) announce(ctx context.Context, before, state source.State, now time.Time) {
+	body := contract.StateEvent{
+		Source: d.source.Ref(), State: string(state.State), Previous: string(before.State), Since: now.UTC(),
+	}
+	if state.Error != nil {
+		body.Code, body.Text, body.Since = string(state.Error.Code), state.Error.Text, state.Error.Since
+	}
+	id := contract.EventID(d.source.ID, "state "+string(state.State)+body.Code+now.UTC().Format(time.RFC3339Nano), 1)
+	out, err := bus.Event(contract.TypeSourceState, contract.SourceSubject(contract.SourceState, d.source.ID), id,
+		d.source.ID, body)
+	if err == nil {
+		_, err = d.fetcher.publisher.Publish(ctx, out)
+	}
+	if err != nil {
+		d.log.Warn("the change of state could not be published", "error", err)
+	}
+}
+
+// ordersWaiting tells whether the archiver has orders of this source in hand or before it.
+func (d *drain) ordersWaiting(ctx context.Context) (bool, error) {
+	pending, unacked, err := d.fetcher.conn.Lag(ctx, contract.StreamDispositions, "archiver-"+d.source.ID)
+	if errors.Is(err, bus.ErrNotFound) {
+		return false, nil
+	}
+	return pending+unacked > 0, err
+}
+
+// readSent brings the sent index up to date with the Sent mailbox.
+func (c *cycle) readSent(ctx context.Context) error {
+	d := c.drain
+	found := map[string][]byte{}
+	write := func() error {
+		if len(found) == 0 {
+			return nil
+		}
+		err := c.fetcher.sent.PutMany(ctx, found)
+		clear(found)
+		return err
+	}
+	seen := 0
+	cursor, err := c.session.Sent(ctx, c.ledger.meta.Sent, func(mail mailbox.SentMail) error {
+		header := reply.ParseHeader(mail.Header)
+		seen++
+		entries, err := sentEntries(c.source.ID, header)
+		if err != nil {
+			return err
+		}
+		maps.Copy(found, entries)
+		if len(found) >= 250 {
+			return write()
+		}
+		return nil
+	})
+	if fault.CodeOf(err) == fault.MailboxNoSent {
+		d.noSent, d.sentRead = err, c.fetcher.now()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := write(); err != nil {
+		return err
+	}
+	d.sentRead, d.noSent = c.fetcher.now(), nil
+	if seen == 0 && c.ledger.meta.SentRead && cursor == c.ledger.meta.Sent {
+		return c.emptySent()
+	}
+	d.sentChanged = d.sentChanged || seen > 0
+	c.ledger.meta.Sent, c.ledger.meta.SentRead = cursor, true
+	c.ledger.meta.SentMails += seen
+	if err := c.emptySent(); err != nil {
+		return err
+	}
+	return c.ledger.saveMeta(ctx)
+}
+
+// emptySent remembers that there is a Sent mailbox without any mail: it proves nothing.
+func (c *cycle) emptySent() error {
+	if c.ledger.meta.SentMails == 0 {
+		c.drain.noSent = fault.New(fault.MailboxNoSent, nil, nil)
+	}
+	return nil
+}

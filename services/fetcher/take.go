@@ -1,0 +1,405 @@
+package fetcher
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"posthorn/pkg/bus"
+	"posthorn/pkg/contract"
+	"posthorn/pkg/fault"
+	"posthorn/pkg/mailbox"
+	"posthorn/pkg/reply"
+)
+
+const (
+	// inlineLimit is the largest raw mail that travels inside its message; larger ones go to the object store and the
+	// message carries a claim check. 512 KiB stay below NATS's default message limit of 1 MB.
+	inlineLimit = 512 << 10
+	// batchMails and batchBytes bound what one FETCH asks for.
+	batchMails = 64
+	batchBytes = 16 << 20
+	// inFlight is how many raw mails wait for the store at once: enough for the publisher to commit them in groups.
+	inFlight = 64
+)
+
+// fetched is what came of one mail of a batch.
+type fetched struct {
+	info  mailbox.Info
+	line  *place // nil when the mail was not stored
+	fault error
+}
+
+// take fetches mails, stores each, and enters them in the ledger: first the store, then the ledger, so that a crash in
+// between leads to a second fetch of a mail that the store then knows, and never to a mail that is lost.
+func (c *cycle) take(ctx context.Context, mails []mailbox.Info) error {
+	for len(mails) > 0 {
+		n, sum := 0, int64(0)
+		for n < len(mails) && n < batchMails && (n == 0 || sum+mails[n].Size <= batchBytes) {
+			sum += mails[n].Size
+			n++
+		}
+		if err := c.takeBatch(ctx, mails[:n]); err != nil {
+			return err
+		}
+		mails = mails[n:]
+	}
+	return nil
+}
+
+func (c *cycle) takeBatch(ctx context.Context, mails []mailbox.Info) error {
+	if !c.lease() {
+		return fault.New(fault.StoreConflict, nil, fault.Params{"what": "the lease of the source"})
+	}
+	infos := make(map[mailbox.Entry]mailbox.Info, len(mails))
+	entries := make([]mailbox.Entry, len(mails))
+	for i, info := range mails {
+		entries[i] = info.Entry
+		infos[info.Entry] = info
+	}
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var (
+		wg      sync.WaitGroup
+		mu      sync.Mutex
+		results []fetched
+		room    = make(chan struct{}, inFlight)
+	)
+	keep := func(f fetched) {
+		mu.Lock()
+		results = append(results, f)
+		mu.Unlock()
+		if f.fault != nil && fault.As(f.fault).Code.Class() == "store" {
+			cancel(f.fault) // what cannot be stored is not fetched
+		}
+	}
+	err := c.session.Fetch(ctx, entries, func(e mailbox.Entry, size int64, body io.Reader) error {
+		info := infos[e]
+		mail, err := c.receive(ctx, info, body)
+		if err != nil {
+			if class := fault.As(err).Code; class == fault.ProtocolEmpty || class == fault.ProtocolShort {
+				keep(fetched{info: info, fault: err})
+				return nil
+			}
+			return err
+		}
+		select {
+		case room <- struct{}{}:
+		case <-ctx.Done():
+			mail.discard()
+			return context.Cause(ctx)
+		}
+		wg.Go(func() {
+			defer func() { <-room }()
+			defer mail.discard()
+			line, err := c.store(ctx, info, mail)
+			keep(fetched{info: info, line: line, fault: err})
+		})
+		return nil
+	})
+	wg.Wait()
+
+	var storeErr error
+	for _, f := range results {
+		switch {
+		case f.line != nil:
+			c.book(f)
+		case fault.As(f.fault).Code.Class() == "store":
+			storeErr = f.fault
+		default:
+			c.note(f.info, f.fault)
+		}
+	}
+	// The ledger is written whatever happened to the rest of the batch: what is stored is not fetched again.
+	if saveErr := c.ledger.save(context.WithoutCancel(ctx)); saveErr != nil {
+		return saveErr
+	}
+	if storeErr != nil {
+		return storeErr
+	}
+	if err != nil {
+		return err
+	}
+	return nil
+}
+
+// book enters a stored mail in the ledger.
+func (c *cycle) book(f fetched) {
+	c.fetcher.metrics.fetched(c.source.ID, "stored")
+	if f.info.UID == 0 && f.info.UIDL == "" {
+		c.nameless[f.info.Number] = f.line
+		return
+	}
+	c.ledger.add(f.line)
+}
+
+// note remembers that one mail could not be taken in, without stopping the others.
+func (c *cycle) note(info mailbox.Info, err error) {
+	c.fetcher.metrics.fetched(c.source.ID, "failed")
+	c.troubles = append(c.troubles, err)
+	c.log.Warn("a mail could not be taken in; it stays in the Inbox and is fetched again", "uid", info.UID, "error", err)
+}
+
+// rawMail is one whole mail on its way into the store: in memory when it is small, else in a file without a name.
+type rawMail struct {
+	data   []byte
+	file   *os.File
+	size   int64
+	digest [sha256.Size]byte
+	header []byte
+}
+
+// headerOf is the header block at the start of a mail.
+func headerOf(head []byte) []byte {
+	header, _ := reply.SplitHeader(head)
+	return header
+}
+
+func (m *rawMail) discard() {
+	if m.file != nil {
+		_ = m.file.Close() // it has no name any more: nothing can be done about a failure, and nothing stays behind
+	}
+}
+
+func (m *rawMail) open() io.Reader {
+	if m.file == nil {
+		return bytes.NewReader(m.data)
+	}
+	return io.NewSectionReader(m.file, 0, m.size)
+}
+
+// receive reads one body to its end. Its errors are those of the mailbox, but for a full spool directory, which is
+// store.full.
+func (c *cycle) receive(ctx context.Context, info mailbox.Info, body io.Reader) (*rawMail, error) {
+	digest := sha256.New()
+	limited := io.TeeReader(body, digest)
+	head, err := io.ReadAll(io.LimitReader(limited, inlineLimit+1))
+	if err != nil {
+		return nil, err
+	}
+	mail := &rawMail{data: head, size: int64(len(head)), header: headerOf(head)}
+	if len(head) > inlineLimit {
+		if mail.file, err = spoolFile(c.fetcher.cfg.SpoolDir); err != nil {
+			return nil, err
+		}
+		if err := mail.fill(limited); err != nil {
+			mail.discard()
+			return nil, err
+		}
+	}
+	if mail.size == 0 {
+		return nil, fault.New(fault.ProtocolEmpty, nil, nil)
+	}
+	if c.shorter(info, mail.size) {
+		mail.discard()
+		return nil, fault.New(fault.ProtocolShort, nil, nil)
+	}
+	digest.Sum(mail.digest[:0])
+	return mail, ctx.Err()
+}
+
+// shorter tells whether a mail has clearly fewer bytes than announced. Servers count line ends in different ways, so a
+// twentieth less is normal; after three cycles the server's last word is believed.
+func (c *cycle) shorter(info mailbox.Info, size int64) bool {
+	if info.Size <= 0 || size >= info.Size-info.Size/20-64 {
+		return false
+	}
+	id := placeID(c.ledger.meta.UIDValidity, info.UID, info.UIDL, info.Size)
+	c.drain.short[id]++
+	return c.drain.short[id] < 3
+}
+
+// spoolFile makes a file that vanishes with its last descriptor, so that no crash leaves a mail lying about.
+func spoolFile(dir string) (*os.File, error) {
+	file, err := os.CreateTemp(dir, "spool-*")
+	if err != nil {
+		return nil, fault.New(fault.StoreFull, err, nil)
+	}
+	if err := os.Remove(file.Name()); err != nil {
+		return nil, errors.Join(fault.New(fault.StoreFull, err, nil), file.Close())
+	}
+	return file, nil
+}
+
+func (m *rawMail) fill(rest io.Reader) error {
+	if _, err := m.file.Write(m.data); err != nil {
+		return fault.New(fault.StoreFull, err, nil)
+	}
+	w := &spoolWriter{file: m.file}
+	n, err := io.Copy(w, rest)
+	if w.failed != nil {
+		return fault.New(fault.StoreFull, w.failed, nil)
+	}
+	m.size, m.data = m.size+n, nil
+	return err
+}
+
+// spoolWriter tells a failure to write from a failure to read, which io.Copy does not.
+type spoolWriter struct {
+	file   *os.File
+	failed error
+}
+
+func (w *spoolWriter) Write(p []byte) (int, error) {
+	n, err := w.file.Write(p)
+	if err != nil {
+		w.failed = err
+	}
+	return n, err
+}
+
+// store publishes one raw mail. It returns the mail's line for the ledger once the store has it, be it from now or
+// from before.
+func (c *cycle) store(ctx context.Context, info mailbox.Info, mail *rawMail) (*place, error) {
+	key := contract.MailKey(c.source.ID, mail.digest)
+	where := c.place(info, mail.header)
+	stamp := c.stamp
+	line := c.line(info, key)
+	line.Fingerprint = where.Fingerprint
+	if info.UID == 0 && info.UIDL == "" { // downloaded in every cycle: ask before sending it all to the store again
+		if outcome, _, err := c.outcome(ctx, key); err != nil || outcome != stored {
+			if err != nil {
+				return nil, err
+			}
+			return c.known(ctx, line, key, where, stamp)
+		}
+	}
+
+	out, err := c.raw(info, mail, key, where, stamp)
+	if err != nil {
+		return nil, err
+	}
+	if mail.file != nil {
+		name := hex.EncodeToString(mail.digest[:]) + "-" + key
+		if err := c.fetcher.objects.Put(ctx, name, mail.open(), mail.size); err != nil {
+			return nil, err
+		}
+		out.Header[contract.HeaderObject] = name
+	} else {
+		out.Body = mail.data
+	}
+	_, err = c.fetcher.publisher.Publish(ctx, out)
+	if err == nil {
+		return line, nil
+	}
+	if _, before := errors.AsType[*bus.AlreadyStored](err); !before {
+		return nil, err
+	}
+	return c.known(ctx, line, key, where, stamp)
+}
+
+// raw is the message that stores one mail.
+func (c *cycle) raw(
+	info mailbox.Info, mail *rawMail, key string, where contract.Place, stamp contract.Stamp,
+) (bus.Outgoing, error) {
+	subject := contract.RawSubject(c.source.ID, key)
+	stampJSON, err := json.Marshal(stamp)
+	if err != nil {
+		return bus.Outgoing{}, err
+	}
+	placeJSON, err := json.Marshal(where)
+	if err != nil {
+		return bus.Outgoing{}, err
+	}
+	id := contract.EventID(key, "raw", 1)
+	out := bus.Outgoing{
+		Subject: subject, ID: id, Once: subject,
+		Header: bus.EventHeader(contract.TypeRaw, id, c.source.ID, "message/rfc822"),
+	}
+	out.Header[contract.HeaderStamp] = string(stampJSON)
+	out.Header[contract.HeaderPlace] = string(placeJSON)
+	out.Header[contract.HeaderReceivedAt] = c.receivedAt(info, mail.header).Format(time.RFC3339)
+	out.Header[contract.HeaderSHA256] = hex.EncodeToString(mail.digest[:])
+	out.Header[contract.HeaderSize] = strconv.FormatInt(mail.size, 10)
+	return out, nil
+}
+
+// known deals with a mail whose bytes the store has already. Stored is not decided: where an event exists, the
+// disposition is ordered again for this place; where none does, the parser is asked to look again.
+func (c *cycle) known(
+	ctx context.Context, line *place, key string, where contract.Place, stamp contract.Stamp,
+) (*place, error) {
+	now := c.fetcher.now()
+	c.mu.Lock()
+	returned := c.ledger.wasPutBack(key, line.UID)
+	c.mu.Unlock()
+	outcome, request, err := c.outcome(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	switch outcome {
+	case taken:
+		if returned {
+			line.stands(putBack, now)
+			return line, c.left(ctx, skip{place: where, mail: key, reason: putBack})
+		}
+		line.stands(taken, now)
+		return line, c.order(ctx, request, where)
+	case dead:
+		line.stands(dead, now)
+		return line, nil
+	default:
+		return line, c.evaluate(ctx, key, where, stamp, "seen-again")
+	}
+}
+
+// evaluate orders the parser to look at a stored mail again.
+func (c *cycle) evaluate(
+	ctx context.Context, key string, where contract.Place, stamp contract.Stamp, reason string,
+) error {
+	id := contract.EventID(key, fmt.Sprintf("evaluate %s %d", placeKey(where), stamp.Revision), 1)
+	out, err := bus.Event(contract.TypeEvaluate, contract.EvaluateSubject(c.source.ID), id, c.source.ID,
+		contract.Evaluate{Mail: key, Stamp: stamp, Place: where, Reason: reason})
+	if err != nil {
+		return err
+	}
+	out.Header[contract.HeaderMail] = key
+	_, err = c.fetcher.publisher.Publish(ctx, out)
+	return err
+}
+
+// line is a new line of the ledger for a mail that is stored.
+func (c *cycle) line(info mailbox.Info, key string) *place {
+	line := &place{
+		UIDValidity: c.ledger.meta.UIDValidity, UID: info.UID, UIDL: info.UIDL, Size: info.Size, Mail: key,
+		Disposition: c.stamp.Disposition,
+	}
+	if !info.InternalDate.IsZero() {
+		line.Received = info.InternalDate.Unix()
+	}
+	line.stands(stored, c.fetcher.now())
+	return line
+}
+
+func (c *cycle) place(info mailbox.Info, header []byte) contract.Place {
+	return contract.Place{
+		Epoch: c.source.Epoch, Protocol: string(c.source.Type), UIDValidity: c.ledger.meta.UIDValidity, UID: info.UID,
+		UIDL: info.UIDL, Size: info.Size, Fingerprint: mailbox.Fingerprint(header),
+	}
+}
+
+// placeKey names a place inside ids.
+func placeKey(p contract.Place) string {
+	return p.Epoch + "/" + placeID(p.UIDValidity, p.UID, p.UIDL, p.Size)
+}
+
+// receivedAt is INTERNALDATE; on POP3 the date of the topmost Received header, else now.
+func (c *cycle) receivedAt(info mailbox.Info, header []byte) time.Time {
+	if !info.InternalDate.IsZero() {
+		return info.InternalDate.UTC()
+	}
+	if at, ok := reply.ReceivedDate(reply.ParseHeader(header)); ok {
+		return at.UTC()
+	}
+	return c.fetcher.now().UTC()
+}

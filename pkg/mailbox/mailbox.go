@@ -54,7 +54,8 @@ type Settings struct {
 	Timeout time.Duration
 	// MaxBody is the most bytes one body may have, 0 is no limit of its own; larger mails end in mail.too_large.
 	MaxBody int64
-	// Trace, when set, is told every protocol line with secrets cut and bodies left out; direction is "C" or "S".
+	// Trace, when set, is told every protocol line with secrets cut and bodies left out; direction is "C" or "S". Calls
+	// do not overlap.
 	Trace func(direction, line string)
 }
 
@@ -79,7 +80,7 @@ const (
 
 // Entry is one mail of the Inbox as a listing shows it.
 type Entry struct {
-	// UID is set on IMAP, UIDL on POP3 (empty when the server has none).
+	// UID is set on IMAP, UIDL on POP3 (empty when the server has none, or gave the same one to two mails).
 	UID  uint32
 	UIDL string
 	// Number is the POP3 message number, valid within the session only.
@@ -169,15 +170,3 @@ type Session interface {
 	// Close ends the session; on POP3 without deleting anything.
 	Close() error
 }
-
-// Open connects, secures the connection, signs in and opens the Inbox. See [Settings] for time-outs.
-//
-// Implemented in open.go.
-type openFunc func(ctx context.Context, settings Settings, mode Mode) (Session, error)
-
-// Fingerprint is a hash over what identifies a mail in its header (Message-ID, Date, From, To, Subject; the whole header
-// when none of them is there), indifferent to folding and trailing blanks, so that it stays the same when a server
-// renders a header differently. It is compared before a mail is moved or deleted.
-//
-// Implemented in fingerprint.go.
-type fingerprintFunc func(header []byte) string

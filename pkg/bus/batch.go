@@ -228,6 +228,9 @@ func (p *Publisher) batch(entries []*entry, q *queue) bool {
 		err = jetstream.ErrInvalidJSAck
 	}
 	if err != nil && !unknownOutcome(err) {
+		p.mu.Lock()
+		p.refused++
+		p.mu.Unlock()
 		return false
 	}
 	for i, e := range entries {

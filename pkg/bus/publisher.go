@@ -68,7 +68,7 @@ type Publisher struct {
 	mu     sync.Mutex
 	queues map[string]*queue
 
-	batches, batched int // batches stored and messages in them, for the benchmark
+	batches, batched, refused int // batches stored, messages in them, batches refused: for tests and the benchmark
 }
 
 // NewPublisher makes a publisher. Publishers do not share batches: one per process and connection is best.

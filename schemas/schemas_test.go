@@ -142,10 +142,12 @@ func TestWrongBodiesAreRefused(t *testing.T) {
 		"attachments without a digest": {contract.TypeReceived, func(b map[string]any) {
 			b["attachments"] = []any{map[string]any{"index": 0, "content_type": "a/b", "size": 1}}
 		}},
-		"no raw mail":             {contract.TypeReplied, func(b map[string]any) { delete(b, "raw") }},
-		"a mail key too short":    {contract.TypeParsed, func(b map[string]any) { b["mail"] = "abc" }},
-		"no stamp":                {contract.TypeEvaluate, func(b map[string]any) { delete(b, "stamp") }},
-		"a digest in upper case":  {contract.TypeRaw, func(b map[string]any) { b[contract.HeaderSHA256] = strings.Repeat("A", 64) }},
+		"no raw mail":          {contract.TypeReplied, func(b map[string]any) { delete(b, "raw") }},
+		"a mail key too short": {contract.TypeParsed, func(b map[string]any) { b["mail"] = "abc" }},
+		"no stamp":             {contract.TypeEvaluate, func(b map[string]any) { delete(b, "stamp") }},
+		"a digest in upper case": {contract.TypeRaw, func(b map[string]any) {
+			b[contract.HeaderSHA256] = strings.Repeat("A", 64)
+		}},
 		"a size that is no digit": {contract.TypeRaw, func(b map[string]any) { b[contract.HeaderSize] = "12 kB" }},
 		"an order without a place": {contract.TypeDispose, func(b map[string]any) {
 			delete(b, "place")
@@ -291,7 +293,7 @@ func compareValue(t *testing.T, where string, schema node, goType reflect.Type) 
 	if goType.Kind() == reflect.Pointer {
 		goType = goType.Elem()
 	}
-	want := ""
+	var want string
 	switch {
 	case goType == reflect.TypeFor[time.Time](), goType == reflect.TypeFor[[]byte](), goType.Kind() == reflect.String:
 		want = "string"

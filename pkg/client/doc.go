@@ -40,8 +40,9 @@
 // which stays the same over redelivery, replay and restore.
 //
 // A handler's nil acknowledges the event, and the acknowledgement itself is confirmed by the broker. An error brings
-// the event back after a delay that grows from a second to five minutes. [Permanent] gives the event up: it stays in the
-// stream and does not come back to this durable. As long as a handler runs the broker is told so; it may take hours.
+// the event back after a delay that grows from a second to five minutes. [Permanent] gives the event up: it stays in
+// the stream and does not come back to this durable. As long as a handler runs the broker is told so; it may take
+// hours.
 //
 // Switch on the event and let `default` return nil: who handles `received` alone misses the customer's second mail, and
 // later versions add events and fields. Fields that this package does not know are in [Event.Body].
@@ -56,6 +57,6 @@
 //	$JS.API.CONSUMER.MSG.NEXT.CONTACT_REQUESTS.crm
 //	$JS.ACK.CONTACT_REQUESTS.crm.>
 //
-// a subscribe right to `_INBOX.>` (or the inbox prefix given by [nats.CustomInboxPrefix]), and `content.v1.*.<source>.>`
-// for the sources whose content it may read.
+// a subscribe right to `_INBOX.>` (or the inbox prefix given by [nats.CustomInboxPrefix]), and a publish right to
+// `content.v1.*.<source>.>` for the sources whose content it may read.
 package client

@@ -41,7 +41,7 @@ func ExampleSubscribe() {
 		},
 	})
 	if err != nil {
-		log.Fatal(err)
+		fmt.Println(err)
 	}
 	// Output:
 	// new: Aino Mäkelä – Hana vuotaa

@@ -359,7 +359,9 @@ func TestWhatAHandlerGivesBackOnTheWayOutIsFreeAtOnce(t *testing.T) {
 	b.publish("received", "sales", "inbox", "k1", nil)
 	receive(t, "the handler begins", began)
 	s.stop()
-	receive(t, "Subscribe returns", s.ended)
+	if err := receive(t, "Subscribe returns", s.ended); err != nil {
+		t.Errorf("got %v", err)
+	}
 
 	s = subscribe(t, b, client.Options{})
 	if e := receive(t, "the event comes to the next instance", s.events); e.Attempt != 2 {

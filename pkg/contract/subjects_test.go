@@ -19,7 +19,7 @@ func TestSubjectsAreWhatStrangersWereTold(t *testing.T) {
 		contract.ParsedSubject(source):                                       "mail.v1.parsed.sales",
 		contract.SkippedSubject(source):                                      "mail.v1.skipped.sales",
 		contract.EvaluateSubject(source):                                     "mail.v1.evaluate.sales",
-		contract.ContactRequestSubject("received", "first", source, key):     "contact-request.v1.received.first.sales." + key,
+		contract.ContactRequestSubject("received", "w1", source, key):        "contact-request.v1.received.w1.sales." + key,
 		contract.ContactRequestFilter(source, key):                           "contact-request.v1.*.*.sales." + key,
 		contract.DisposeSubject(source):                                      "mailbox.v1.dispose.55.sales",
 		contract.DisposedSubject(source):                                     "mailbox.v1.disposed.55.sales",

@@ -315,6 +315,7 @@ func (c *cycle) oversize(ctx context.Context, infos []mailbox.Info) error {
 	return c.session.Headers(ctx, entries, func(e mailbox.Entry, header []byte) error {
 		info := byEntry[e]
 		// Its bytes are never seen, so its key is made of its header and size.
+		header = header[:min(len(header), inlineLimit)]
 		mail := &rawMail{data: header, size: int64(len(header)), header: header}
 		mail.digest = sha256.Sum256(fmt.Appendf(slices.Clone(header), "\x00oversize %d", info.Size))
 		key := contract.MailKey(c.source.ID, mail.digest)
@@ -327,9 +328,6 @@ func (c *cycle) oversize(ctx context.Context, infos []mailbox.Info) error {
 		}
 		out.Header[contract.HeaderPartial] = fmt.Sprint(info.Size)
 		out.Body = header
-		if len(header) > inlineLimit {
-			out.Body = header[:inlineLimit]
-		}
 		_, err = c.fetcher.publisher.Publish(ctx, out)
 		if _, before := errors.AsType[*bus.AlreadyStored](err); err != nil && !before {
 			return err

@@ -1,0 +1,44 @@
+package parser
+
+import (
+	"errors"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"posthorn/pkg/bus"
+)
+
+// Config of the parser.
+type Config struct {
+	// Instance names this process in logs.
+	Instance string
+	// Workers is how many mails are read side by side; default 8.
+	Workers int
+	// Memory bounds the raw bytes that are being read at the same time; default 64 MiB. A larger mail is read alone.
+	Memory int64
+	// Limits of one mail; default [DefaultLimits].
+	Limits Limits
+}
+
+// Deps are what the parser works with.
+type Deps struct {
+	Conn      *bus.Conn
+	Publisher *bus.Publisher
+	Metrics   prometheus.Registerer
+	Log       *slog.Logger
+}
+
+func (c *Config) check() error {
+	if c.Instance == "" {
+		return errors.New("parser: Instance is required")
+	}
+	if c.Workers == 0 {
+		c.Workers = 8
+	}
+	if c.Memory == 0 {
+		c.Memory = 64 << 20
+	}
+	c.Limits = c.Limits.withDefaults()
+	return nil
+}

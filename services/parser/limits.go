@@ -1,0 +1,85 @@
+package parser
+
+import "time"
+
+// Limits bound what reading one mail may cost. A mail beyond them is not lost: its header fields are taken, its
+// `parse.status` is `limits`, and its raw bytes stay where they are.
+type Limits struct {
+	// Bytes is the size of the largest mail that is read.
+	Bytes int64
+	// HeaderBytes and HeaderLines bound each header block, that of the mail and that of every part.
+	HeaderBytes int
+	HeaderLines int
+	// Boundaries is how many different boundaries a mail may declare anywhere.
+	Boundaries int
+	// Parts is how many lines may be delimiters of those boundaries.
+	Parts int
+	// Depth is how many multiparts are opened; those beyond are kept as one attachment each.
+	Depth int
+	// Time is how long one mail may take. It is generous: the other limits keep a mail far below it.
+	Time time.Duration
+}
+
+// DefaultLimits suit a mail of any honest program.
+func DefaultLimits() Limits {
+	return Limits{
+		Bytes:       64 << 20,
+		HeaderBytes: 256 << 10,
+		HeaderLines: 2000,
+		Boundaries:  256,
+		Parts:       1000,
+		Depth:       32,
+		Time:        30 * time.Second,
+	}
+}
+
+// withDefaults fills what was left 0.
+func (l Limits) withDefaults() Limits {
+	d := DefaultLimits()
+	if l.Bytes <= 0 {
+		l.Bytes = d.Bytes
+	}
+	if l.HeaderBytes <= 0 {
+		l.HeaderBytes = d.HeaderBytes
+	}
+	if l.HeaderLines <= 0 {
+		l.HeaderLines = d.HeaderLines
+	}
+	if l.Boundaries <= 0 {
+		l.Boundaries = d.Boundaries
+	}
+	if l.Parts <= 0 {
+		l.Parts = d.Parts
+	}
+	if l.Depth <= 0 {
+		l.Depth = d.Depth
+	}
+	if l.Time <= 0 {
+		l.Time = d.Time
+	}
+	return l
+}
+
+// What an event may hold, so that it always stays below 900 KB as JSON. "JSON" bounds count the escaped form, in which
+// one byte can become six.
+const (
+	maxText        = 256 << 10 // bytes of Text
+	maxTextJSON    = 320 << 10
+	maxReply       = 128 << 10 // bytes of TextReply
+	maxReplyJSON   = 160 << 10
+	maxSubjectJSON = 4 << 10
+	maxNameJSON    = 256
+	maxAddressJSON = 400
+	maxAddresses   = 100 // each of To and CC
+	maxReplyTo     = 10
+	maxIDJSON      = 1024
+	maxReferences  = 64
+	maxInReplyTo   = 16
+	maxAttachments = 128
+	maxFileJSON    = 512
+	maxTypeJSON    = 160
+	maxWarnings    = 32
+)
+
+// maxHTML is how much HTML is turned into text; the HTML itself is never cut.
+const maxHTML = 8 << 20

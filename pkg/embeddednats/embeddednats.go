@@ -214,6 +214,20 @@ func (s *Server) SyncAlways() bool {
 	return config != nil && config.SyncAlways
 }
 
+// MaxStore is how many bytes the running server may keep on disk, 0 while it is down.
+func (s *Server) MaxStore() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == nil {
+		return 0
+	}
+	config := s.current.JetStreamConfig()
+	if config == nil {
+		return 0
+	}
+	return config.MaxStore
+}
+
 // Healthy is nil while the server stores messages. After the disk was full the server may have given up on JetStream
 // until a [Server.Restart]: then it is store.full; a server that is down is store.unavailable.
 func (s *Server) Healthy() error {

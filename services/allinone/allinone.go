@@ -15,6 +15,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -83,6 +84,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	beside.Go(func() {
 		h.data.follow(inner, h.conn, func(err error) { log.Warn("the mark of the store could not be written", "error", err) })
 	})
+	visible, err := stage.Appear(inner, h.conn, h.present(ctx), log)
+	if err != nil {
+		return err
+	}
+	beside.Go(func() { <-visible })
 	h.greet(addresses)
 	h.rooms.Run(ctx, func() { h.announce(addresses) })
 	_ = os.Remove(h.data.file("ready.json")) // it is stale from now on; a client that finds it sees nobody answer
@@ -225,6 +231,22 @@ func (h *house) durable(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	return ok, err
+}
+
+// present is what `posthorn status` and its like see of this process.
+func (h *house) present(ctx context.Context) stage.Present {
+	present := stage.Present{
+		Instance: h.cfg.Instance, Stages: h.cfg.Stages, Version: h.cfg.Version, Since: time.Now().UTC(),
+		AllowedPorts: h.cfg.AllowedPorts,
+	}
+	var err error
+	if present.Durable, err = h.durable(ctx); err != nil {
+		h.log.Debug("whether the store is durable is not known", "error", err)
+	}
+	if _, present.MaxStore, err = h.conn.Usage(ctx); err != nil {
+		h.log.Debug("how much the store may keep is not known", "error", err)
+	}
+	return present
 }
 
 // ready is nil while this process does its work. A broken source is not its fault.

@@ -131,7 +131,10 @@ func Connect(ctx context.Context, options Options) (*Conn, error) {
 }
 
 // Close closes the connection. Close subscribers first: what they have in hand cannot be settled afterwards.
-func (c *Conn) Close() { c.nc.Close() }
+func (c *Conn) Close() {
+	_ = c.nc.FlushTimeout(2 * time.Second) // what was given back just now; without a connection nothing can be done
+	c.nc.Close()
+}
 
 // URL of the server the connection is on, without credentials; empty for an embedded server and while disconnected.
 func (c *Conn) URL() string {

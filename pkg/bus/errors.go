@@ -44,6 +44,7 @@ const (
 	codeHeaderTooLarge     = 10097
 	codeNoMessage          = 10037
 	codeSequenceNotFound   = 10043
+	codeDeleteFailed       = 10057
 	codeStreamNotFound     = 10059
 	codeConsumerNotFound   = 10014
 	codeNotLeader          = 10009

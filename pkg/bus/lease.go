@@ -27,7 +27,8 @@ type LeaseConfig struct {
 
 // Leases decide who owns what. An owner that is cut off stops by itself before somebody else can take over. Clocks are
 // not compared, but a process that was stopped and goes on may believe for a moment that it still owns: two owners at
-// once must be harmless. Leases do not outlive a restart of a broker without replicas.
+// once must be harmless. Leases, and their bucket, do not outlive a restart of a broker without replicas, as they are kept
+// in memory: then the bucket is made anew, for which a stage needs the right $JS.API.STREAM.CREATE.KV_leases.
 type Leases struct {
 	conn   *Conn
 	config LeaseConfig
@@ -72,6 +73,11 @@ type Lease struct {
 func (l *Leases) Try(ctx context.Context, key string) (*Lease, error) {
 	began := time.Now()
 	entry, err := l.bucket.last(ctx, key)
+	if fault.CodeOf(err) == fault.StoreMissing {
+		if err = l.conn.restoreLeases(ctx); err == nil {
+			entry, err = l.bucket.last(ctx, key)
+		}
+	}
 	switch {
 	case errors.Is(err, ErrNotFound):
 		entry = Entry{}

@@ -126,11 +126,37 @@ func (c *Conn) Provision(ctx context.Context, config ProvisionConfig) ([]string,
 	return changes, nil
 }
 
+// restoreLeases makes the bucket of leases anew: a server alone forgets streams in memory when it restarts. It gets as
+// many replicas as the sources have. Without sources there is no store of ours, and nothing is made.
+func (c *Conn) restoreLeases(ctx context.Context) error {
+	began := time.Now()
+	sources, err := c.js.Stream(ctx, "KV_"+BucketSources)
+	if err != nil {
+		return c.fault(err, began, "the bucket "+BucketSources)
+	}
+	for _, want := range c.plan() {
+		if want.Name != "KV_"+bucketLeases {
+			continue
+		}
+		want.Replicas = sources.CachedInfo().Config.Replicas
+		_, err := c.js.CreateStream(ctx, want)
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+			err = nil
+		}
+		return c.fault(err, began, "the bucket "+bucketLeases)
+	}
+	return nil
+}
+
 // CheckProvisioned finds out, without changing anything, whether all is there that [Conn.Provision] creates. What is
-// missing is named by a store.not_provisioned.
+// missing is named by a store.not_provisioned. The bucket of leases does not count: it is lost when a server restarts, and
+// is made anew by whoever needs it.
 func (c *Conn) CheckProvisioned(ctx context.Context) error {
 	var lacking []string
 	for _, want := range c.plan() {
+		if want.Name == "KV_"+bucketLeases {
+			continue
+		}
 		began := time.Now()
 		if _, err := c.js.Stream(ctx, want.Name); errors.Is(err, jetstream.ErrStreamNotFound) {
 			lacking = append(lacking, "the stream "+want.Name)

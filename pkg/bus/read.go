@@ -146,6 +146,11 @@ func (c *Conn) SecureDelete(ctx context.Context, stream contract.Stream, sequenc
 	switch errCode(err) {
 	case codeNoMessage, codeSequenceNotFound:
 		return nil
+	case codeDeleteFailed: // what failed is in the text alone
+		gone, lookErr := c.fromLeader(ctx, stream, map[string]any{"seq": sequence})
+		if gone == nil && errors.Is(lookErr, ErrNotFound) {
+			return nil
+		}
 	}
 	return c.fault(err, began, string(stream))
 }

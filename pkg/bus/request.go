@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -141,9 +142,11 @@ func (c *Conn) subscribe(ctx context.Context, subject, queue string, each nats.M
 		end()
 		return c.fault(err, began, subject)
 	}
-	if right := c.deniedSince(began); right != "" {
+	// A refusal came before the answer to the flush; its handler may not have run yet.
+	last := c.nc.LastError()
+	if errors.Is(last, nats.ErrPermissionViolation) && strings.Contains(last.Error(), `Subscription to "`+subject+`"`) {
 		end()
-		return fault.New(fault.StoreDenied, nil, fault.Params{"right": right})
+		return fault.New(fault.StoreDenied, last, fault.Params{"right": permission(last.Error())})
 	}
 	context.AfterFunc(ctx, end)
 	return nil

@@ -254,6 +254,7 @@ func die(t *testing.T, conn *Conn, n int, killer string) []string {
 		Stage: "parser", Stream: contract.StreamMail, Durable: "victims", Filters: []string{"mail.v1.raw.*.*"},
 		Workers: n, AckWait: time.Second, Heartbeat: 200 * time.Millisecond, Delay: soon,
 	})
+	t.Cleanup(subscriber.doKill) // its goroutines, which in a real death end with the process
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	messages, err := subscriber.Subscribe(ctx, "")

@@ -1,9 +1,9 @@
 // Package secret keeps passwords: a [Secret] that cannot be printed by accident, and a [Keyring] that seals it for
 // storage.
 //
-// Sealed values are AES-256-GCM under a key that HKDF derives from one of the keys of the key file. What a value belongs
-// to (record and field) and the id of its key are authenticated with it, so a sealed password that is moved to another
-// source opens nowhere.
+// Sealed values are AES-256-GCM under a key that HKDF derives from one of the keys of the key file. What a value
+// belongs to (record and field) and the id of its key are authenticated with it, so a sealed password that is moved to
+// another source opens nowhere.
 package secret
 
 import (

@@ -57,7 +57,8 @@ func TestASecretNeverShowsHoweverItIsPrinted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shown := []string{log.String(), string(asJSON), string(asYAML), fmt.Errorf("wrong: %w %v", fs.ErrInvalid, plain).Error()}
+	wrapped := fmt.Errorf("wrong: %w %v", fs.ErrInvalid, plain)
+	shown := []string{log.String(), string(asJSON), string(asYAML), wrapped.Error()}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%10s"} {
 		shown = append(shown, fmt.Sprintf(verb, plain), fmt.Sprintf(verb, holder), fmt.Sprintf(verb, &holder))
 	}
@@ -220,10 +221,22 @@ func TestAKeyFileThatCannotBeTrustedIsRefusedWithASentence(t *testing.T) {
 			"take their rights away with `chmod 600 KEYS`"},
 		"readable by all": {0o604, good, "the key file KEYS can be read or changed by other users (mode 0604): " +
 			"take their rights away with `chmod 600 KEYS`"},
-		"empty":       {0o600, "# nothing\n", "the key file KEYS holds no key; put back your copy of it"},
-		"a short key": {0o600, "kaaaaaaaa QUJD\n", "the key file KEYS is damaged: line 1 holds no key of 32 bytes; put back your copy of it"},
-		"no id":       {0o600, "\nA B\n", "the key file KEYS is damaged: line 2 does not start with the id of a key; put back your copy of it"},
-		"an id twice": {0o600, good + good, "the key file KEYS is damaged: line 2 repeats the id kaaaaaaaa; put back your copy of it"},
+		"empty": {0o600, "# nothing\n", "the key file KEYS holds no key; put back your copy of it"},
+		"a short key": {
+			0o600,
+			"kaaaaaaaa QUJD\n",
+			"the key file KEYS is damaged: line 1 holds no key of 32 bytes; put back your copy of it",
+		},
+		"no id": {
+			0o600,
+			"\nA B\n",
+			"the key file KEYS is damaged: line 2 does not start with the id of a key; put back your copy of it",
+		},
+		"an id twice": {
+			0o600,
+			good + good,
+			"the key file KEYS is damaged: line 2 repeats the id kaaaaaaaa; put back your copy of it",
+		},
 		"something else": {0o600, strings.Repeat("\x00\xff", 99),
 			"the key file KEYS is damaged: line 1 does not start with the id of a key; put back your copy of it"},
 	} {
@@ -251,7 +264,8 @@ func TestAKeyFileThatCannotBeMadeIsExplained(t *testing.T) {
 	if err := os.WriteFile(blocked, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LoadOrCreate(filepath.Join(blocked, "keys")); err == nil || !strings.Contains(err.Error(), "the key file") {
+	_, err := LoadOrCreate(filepath.Join(blocked, "keys"))
+	if err == nil || !strings.Contains(err.Error(), "the key file") {
 		t.Errorf("%v", err)
 	}
 	if _, err := LoadOrCreate(filepath.Dir(blocked)); err == nil || !strings.HasSuffix(err.Error(), "is no file") {

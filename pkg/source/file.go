@@ -262,7 +262,8 @@ type mapping struct {
 	failed map[string]bool // told about already
 }
 
-// mapping reads the keys of a node; nil when it is none. name is the source it is about, label what it is in a sentence.
+// mapping reads the keys of a node; nil when it is no mapping. name is the source it is about, label what it is in a
+// sentence.
 func (l *loader) mapping(node ast.Node, name, label string, known []string) *mapping {
 	var pairs []*ast.MappingValueNode
 	switch node := node.(type) {

@@ -56,8 +56,8 @@ const (
 	ImportNow = "now"
 )
 
-// Source is one configured mail account. Start from [New], which fills the defaults. Its JSON is the stored record, with
-// the sealed credential; what is shown to people and handed out by interfaces is [Source.Shown].
+// Source is one configured mail account. Start from [New], which fills the defaults. Its JSON is the stored record,
+// with the sealed credential; what is shown to people and handed out by interfaces is [Source.Shown].
 type Source struct {
 	// ID is a token ([contract.ValidToken]) and never changes.
 	ID              string           `json:"id"`

@@ -29,20 +29,68 @@ func TestTheStateThatIsShown(t *testing.T) {
 		state          StateName
 		code           fault.Code
 	}{
-		"well":                            {s, State{State: StateOK, LastCycle: fresh}, State{}, StateOK, ""},
-		"failing":                         {s, State{State: StateFailing, LastCycle: fresh, Error: dns}, State{}, StateFailing, fault.DNSNoSuchHost},
-		"failing for long":                {s, State{State: StateFailing, LastCycle: old, Error: dns}, State{}, StateFailing, fault.DNSNoSuchHost},
-		"failing, archive too":            {s, State{State: StateFailing, Error: dns}, State{Error: refused}, StateFailing, fault.DNSNoSuchHost},
-		"archive refuses":                 {s, State{State: StateOK, LastCycle: fresh}, State{Error: refused}, StateDegraded, fault.ArchiveRefused},
-		"degraded by the fetcher":         {s, State{State: StateDegraded, LastCycle: fresh, Error: dns}, State{Error: refused}, StateDegraded, fault.DNSNoSuchHost},
-		"no cycle for long":               {s, State{State: StateOK, LastCycle: old}, State{Error: refused}, StateStale, ""},
+		"well": {s, State{State: StateOK, LastCycle: fresh}, State{}, StateOK, ""},
+		"failing": {
+			s,
+			State{State: StateFailing, LastCycle: fresh, Error: dns},
+			State{},
+			StateFailing,
+			fault.DNSNoSuchHost,
+		},
+		"failing for long": {
+			s,
+			State{State: StateFailing, LastCycle: old, Error: dns},
+			State{},
+			StateFailing,
+			fault.DNSNoSuchHost,
+		},
+		"failing, archive too": {
+			s,
+			State{State: StateFailing, Error: dns},
+			State{Error: refused},
+			StateFailing,
+			fault.DNSNoSuchHost,
+		},
+		"archive refuses": {
+			s,
+			State{State: StateOK, LastCycle: fresh},
+			State{Error: refused},
+			StateDegraded,
+			fault.ArchiveRefused,
+		},
+		"degraded by the fetcher": {
+			s,
+			State{State: StateDegraded, LastCycle: fresh, Error: dns},
+			State{Error: refused},
+			StateDegraded,
+			fault.DNSNoSuchHost,
+		},
+		"no cycle for long": {
+			s,
+			State{State: StateOK, LastCycle: old},
+			State{Error: refused},
+			StateStale,
+			"",
+		},
 		"no cycle for long, polls seldom": {slow, State{State: StateOK, LastCycle: old}, State{}, StateOK, ""},
 		"connecting for long":             {s, State{State: StateConnecting}, State{}, StateStale, ""},
 		"just added":                      {young, State{}, State{}, StateConnecting, ""},
 		"nobody fetches":                  {s, State{}, State{}, StateStale, ""},
 		"paused":                          {paused, State{State: StateOK, LastCycle: fresh}, State{}, StatePaused, ""},
-		"paused while failing":            {paused, State{State: StateFailing, Error: dns, NextTry: now}, State{Error: refused}, StatePaused, ""},
-		"resumed, not noticed yet":        {resumed, State{State: StatePaused, LastCycle: old}, State{}, StateConnecting, ""},
+		"paused while failing": {
+			paused,
+			State{State: StateFailing, Error: dns, NextTry: now},
+			State{Error: refused},
+			StatePaused,
+			"",
+		},
+		"resumed, not noticed yet": {
+			resumed,
+			State{State: StatePaused, LastCycle: old},
+			State{},
+			StateConnecting,
+			"",
+		},
 	} {
 		got := Combine(test.source, test.fetch, test.archive, now)
 		if got.State != test.state || got.ErrorCode() != test.code {
@@ -92,13 +140,15 @@ func TestAStateIsShownAsTheDocumentationSays(t *testing.T) {
 func TestStatesOfBothStagesAreKeptApartAndForgotten(t *testing.T) {
 	bucket := newMemory()
 	fetch, archive := NewStates(bucket, PartFetch), NewStates(bucket, PartArchive)
-	want := State{State: StateOK, LastCycle: time.Now().UTC().Truncate(time.Second), Counts: Counts{LeftBy: map[string]int{"unsure": 2}}}
+	now := time.Now().UTC().Truncate(time.Second)
+	want := State{State: StateOK, LastCycle: now, Counts: Counts{LeftBy: map[string]int{"unsure": 2}}}
 	for range 2 {
 		if err := fetch.Put(t.Context(), "sales", want); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := archive.Put(t.Context(), "sales", State{State: StateDegraded, Error: &StateError{Code: fault.ArchiveRefused}}); err != nil {
+	refused := State{State: StateDegraded, Error: &StateError{Code: fault.ArchiveRefused}}
+	if err := archive.Put(t.Context(), "sales", refused); err != nil {
 		t.Fatal(err)
 	}
 	got, err := fetch.Get(t.Context(), "sales")

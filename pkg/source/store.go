@@ -39,14 +39,14 @@ type Options struct {
 	AllowedPorts []int
 	// Announcer is told of every change; nil tells nobody. A change that could not be announced stands, and is logged.
 	Announcer Announcer
-	// Log is slog.Default when nil.
+	// Log says what could not be read or announced; nil says nothing.
 	Log *slog.Logger
 	// Now is time.Now when nil.
 	Now func() time.Time
 }
 
-// Store keeps sources and workflows. Every write is a compare-and-set on the revision that was read: store.conflict when
-// somebody else was faster. It checks [Validate] before every write: the error is an [*InvalidError]. A source or
+// Store keeps sources and workflows. Every write is a compare-and-set on the revision that was read: store.conflict
+// when somebody else was faster. It checks [Validate] before every write: the error is an [*InvalidError]. A source or
 // workflow that is not there is store.not_found.
 //
 // Names and accounts are kept unique among the changes made through one Store; two processes that add the same account
@@ -55,7 +55,7 @@ type Store struct {
 	sources, workflows Bucket
 	keys               *secret.Keyring
 	options            Options
-	// mu serialises changes, so that what was checked to be unique still is when it is written.
+	// mu serializes changes, so that what was checked to be unique still is when it is written.
 	mu sync.Mutex
 }
 
@@ -63,7 +63,7 @@ type Store struct {
 // never written.
 func NewStore(sources, workflows Bucket, keys *secret.Keyring, options Options) *Store {
 	if options.Log == nil {
-		options.Log = slog.Default()
+		options.Log = slog.New(slog.DiscardHandler)
 	}
 	if options.Now == nil {
 		options.Now = time.Now

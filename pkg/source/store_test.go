@@ -389,7 +389,8 @@ func TestWatchersSeeWhatIsThereAndEveryChangeInOrder(t *testing.T) {
 	expect := func(want string) Change {
 		t.Helper()
 		change := <-changes
-		got := fmt.Sprintf("%s %s removed=%t retry=%t ready=%t", change.ID, change.Source.Name, change.Removed, change.Retry, change.Ready)
+		got := fmt.Sprintf("%s %s removed=%t retry=%t ready=%t",
+			change.ID, change.Source.Name, change.Removed, change.Retry, change.Ready)
 		if got != want {
 			t.Fatalf("got %s, want %s", got, want)
 		}
@@ -522,7 +523,9 @@ func TestNoSecretShowsInSourcesChangesEventsErrorsAndLogs(t *testing.T) {
 	var log bytes.Buffer
 	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "source", s, "file", read, "conflict", conflict, "broken", broken)
 	texts := []string{log.String(), h.log.String(), string(stored.Value), conflict.Error(), broken.Error()}
-	for _, thing := range []any{s, &s, s.Shown(), read, h.told.list, Change{Source: s}, Rules{Password: password}, h.keys, conflict, broken} {
+	for _, thing := range []any{
+		s, &s, s.Shown(), read, h.told.list, Change{Source: s}, Rules{Password: password}, h.keys, conflict, broken,
+	} {
 		asJSON, err := json.Marshal(thing)
 		if err != nil {
 			t.Fatal(err)
@@ -604,7 +607,9 @@ func TestOnlyWhatCanBeDoneIsOrdered(t *testing.T) {
 }
 
 func TestUnitsAreReadAndWritten(t *testing.T) {
-	for text, want := range map[string]Size{"25MB": 25 * MB, "25 mb": 25 * MB, "1GB": GB, "512KB": 512 * KB, "10B": 10, "0B": 0} {
+	for text, want := range map[string]Size{
+		"25MB": 25 * MB, "25 mb": 25 * MB, "1GB": GB, "512KB": 512 * KB, "10B": 10, "0B": 0,
+	} {
 		if got, err := ParseSize(text); err != nil || got != want {
 			t.Errorf("%s: %d, %v", text, got, err)
 		}
@@ -619,7 +624,9 @@ func TestUnitsAreReadAndWritten(t *testing.T) {
 			t.Errorf("%d: %s", size, size)
 		}
 	}
-	for d, want := range map[time.Duration]string{90 * time.Second: "90s", time.Hour: "3600s", 0: "0s", 1500 * time.Millisecond: "1.5s"} {
+	for d, want := range map[time.Duration]string{
+		90 * time.Second: "90s", time.Hour: "3600s", 0: "0s", 1500 * time.Millisecond: "1.5s",
+	} {
 		got := Duration(d).String()
 		if again, err := ParseDuration(got); got != want || err != nil || again != Duration(d) {
 			t.Errorf("%s: %s, %v", d, got, err)
@@ -640,7 +647,8 @@ func TestEveryFieldAPersonSetsIsCompared(t *testing.T) {
 	for _, field := range fields {
 		compared[field.name] = true
 	}
-	own := []string{"id", "boundary", "paused_by", "paused_at", "resumed_at", "epoch", "created_at", "-"} // the store's own
+	// What the store sets itself never changes alone.
+	own := []string{"id", "boundary", "paused_by", "paused_at", "resumed_at", "epoch", "created_at", "-"}
 	kind := reflect.TypeFor[Source]()
 	for i := range kind.NumField() {
 		name, _, _ := strings.Cut(kind.Field(i).Tag.Get("json"), ",")

@@ -22,7 +22,8 @@ var sizeUnits = []struct {
 	size Size
 }{{"GB", GB}, {"MB", MB}, {"KB", KB}, {"B", 1}}
 
-// ParseSize reads a size such as 25MB, 512KB, 1GB or 4096B; upper or lower case, and a blank before the unit is allowed.
+// ParseSize reads a size such as 25MB, 512KB, 1GB or 4096B; upper or lower case, with or without a blank before the
+// unit.
 func ParseSize(text string) (Size, error) {
 	wrong := fmt.Errorf("%q is no size: write it like 25MB", text)
 	compact := strings.ToUpper(strings.TrimSpace(text))

@@ -186,11 +186,12 @@ func (v *violations) account(s Source, rules Rules) {
 func (v *violations) server(server string) {
 	switch {
 	case strings.Contains(server, "://"):
+		scheme, _, _ := strings.Cut(server, "://")
 		hint := "mail.example.org"
 		if parsed, err := url.Parse(server); err == nil && parsed.Hostname() != "" {
 			hint = parsed.Hostname()
 		}
-		v.add("server", RuleSyntax, "Write only the server's name, without %q: %s.", server[:strings.Index(server, "://")+3], hint)
+		v.add("server", RuleSyntax, "Write only the server's name, without %q: %s.", scheme+"://", hint)
 	case strings.ContainsAny(server, " \u00a0"):
 		v.add("server", RuleSyntax, "The server's name may not hold blanks.")
 	case net.ParseIP(server) != nil:
@@ -260,7 +261,8 @@ func (v *violations) signIn(s Source, rules Rules) {
 	if v.text("username", "user name", s.Username, true, 255) {
 		for _, other := range rules.Others {
 			if other.ID != s.ID && strings.EqualFold(other.Server, s.Server) && strings.EqualFold(other.Username, s.Username) {
-				v.add("username", RuleUnique, "The source %s reads the account %s on %s already. One account can have one source only.%s",
+				v.add("username", RuleUnique,
+					"The source %s reads the account %s on %s already. One account can have one source only.%s",
 					other.ID, other.Username, other.Server, stillThere(other))
 			}
 		}
@@ -317,7 +319,8 @@ func (v *violations) handling(s Source) {
 	case s.ReplyEvidence != EvidenceAuto && s.ReplyEvidence != EvidenceSent && s.ReplyEvidence != EvidenceHeader:
 		v.add("reply_evidence", RuleChoice, "The reply evidence is auto, sent or header, not %q.", s.ReplyEvidence)
 	case s.ReplyEvidence == EvidenceSent && s.Type == mailbox.POP3:
-		v.add("reply_evidence", RuleNotOnPOP3, "POP3 has no Sent mailbox to look for the answered mail in. Use auto or header, or IMAP.")
+		v.add("reply_evidence", RuleNotOnPOP3,
+			"POP3 has no Sent mailbox to look for the answered mail in. Use auto or header, or IMAP.")
 	}
 	if _, err := parseImportFrom(s.ImportFrom, time.Time{}); err != nil {
 		v.add("import_from", RuleSyntax, "Take in mail from all, now or a date such as 2026-11-23, not %q.", s.ImportFrom)

@@ -115,14 +115,16 @@ var broken = []struct {
 		"The user name may not hold line breaks or control characters."}},
 	{func(_ *Source, r *Rules) {
 		r.Others = []Source{{ID: "other", Server: "MAIL.example.org", Username: "Sales@example.org"}}
-	}, Violation{"username", RuleUnique, "The source other reads the account Sales@example.org on MAIL.example.org already. " +
-		"One account can have one source only."}},
+	}, Violation{"username", RuleUnique,
+		"The source other reads the account Sales@example.org on MAIL.example.org already. " +
+			"One account can have one source only."}},
 	{func(_ *Source, r *Rules) {
 		r.Others = []Source{{ID: "other", Server: "mail.example.org", Username: "sales@example.org",
 			ManagedBy: ByFile, Paused: true, PausedBy: ByFile}}
-	}, Violation{"username", RuleUnique, "The source other reads the account sales@example.org on mail.example.org already. " +
-		"One account can have one source only. " +
-		"It is paused by the sources file: if the file no longer names it, apply with --prune to remove it."}},
+	}, Violation{"username", RuleUnique,
+		"The source other reads the account sales@example.org on mail.example.org already. " +
+			"One account can have one source only. " +
+			"It is paused by the sources file: if the file no longer names it, apply with --prune to remove it."}},
 	{func(s *Source, _ *Rules) { s.Auth.Type = "oauth2" }, Violation{"auth", RuleOAuth,
 		"Signing in with OAuth2 is not available yet. Use a password or an app password for now."}},
 	{func(_ *Source, r *Rules) { r.Password = "" }, Violation{"password", RuleRequired, "Give the password."}},
@@ -246,9 +248,18 @@ func TestWorkflowsKeepTheirRules(t *testing.T) {
 		workflow Workflow
 		want     []Violation
 	}{
-		"good":    {Workflow{ID: "new", Name: "New"}, nil},
-		"nothing": {Workflow{}, []Violation{{"id", RuleRequired, "Give the workflow an id: 1 to 64 characters of a-z, 0-9, _ and -."}, {"name", RuleRequired, "Give the name."}}},
-		"bad id":  {Workflow{ID: "Ä", Name: "Ä"}, []Violation{{"id", RuleToken, `The id "Ä" may only hold a-z, 0-9, _ and -, at most 64 of them.`}}},
+		"good": {Workflow{ID: "new", Name: "New"}, nil},
+		"nothing": {
+			Workflow{},
+			[]Violation{
+				{"id", RuleRequired, "Give the workflow an id: 1 to 64 characters of a-z, 0-9, _ and -."},
+				{"name", RuleRequired, "Give the name."},
+			},
+		},
+		"bad id": {
+			Workflow{ID: "Ä", Name: "Ä"},
+			[]Violation{{"id", RuleToken, `The id "Ä" may only hold a-z, 0-9, _ and -, at most 64 of them.`}},
+		},
 		"same name": {Workflow{ID: "new", Name: "general"}, []Violation{{"name", RuleUnique,
 			`The workflow general has the name "General" already.`}}},
 		"unpublished in use": {Workflow{ID: "sales", Name: "Sales"}, []Violation{{"published", RuleInUse,

@@ -156,7 +156,7 @@ func isList(line []byte) bool {
 var answers = map[string]bool{
 	"OK": true, "NO": true, "BAD": true, "BYE": true, "PREAUTH": true, "CAPABILITY": true, "NAMESPACE": true,
 	"EXISTS": true, "RECENT": true, "LIST": true, "STATUS": true, "FETCH": true, "EXPUNGE": true, "SEARCH": true,
-	"ESEARCH": true,
+	"ESEARCH": true, "MYRIGHTS": true,
 }
 
 var (

@@ -329,5 +329,6 @@ func ioFault(ctx context.Context, s *Settings, g *guard, step string, err error)
 		isNet:
 		code = fault.ProtocolClosed
 	}
-	return fault.New(code, errors.Join(cause, err), params(s, "step", step))
+	// As text: whoever reads a body must not find an io.EOF in the chain of its error.
+	return fault.New(code, errors.New(errors.Join(cause, err).Error()), params(s, "step", step))
 }

@@ -118,13 +118,14 @@ func (s *imapSession) open(ctx context.Context) error {
 		UIDValidity: data.UIDValidity,
 		UIDNext:     uint32(data.UIDNext),
 		Messages:    int(data.NumMessages),
-		ReadOnly:    s.mode == Write && !slices.Contains(data.PermanentFlags, imap.FlagDeleted),
+		ReadOnly:    s.mode == Write && s.lines.isDenied(),
 		CanIdle:     s.caps["IDLE"],
 	}
 	return nil
 }
 
 func (s *imapSession) examine(ctx context.Context, mailbox string, readOnly bool) (*imap.SelectData, error) {
+	s.lines.deny(false)
 	var data *imap.SelectData
 	err := s.command(ctx, "opening "+mailbox, budgetControl, func() (err error) {
 		data, err = s.client.Select(mailbox, &imap.SelectOptions{ReadOnly: readOnly}).Wait()

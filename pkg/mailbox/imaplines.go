@@ -29,8 +29,9 @@ type imapLines struct {
 	long    bool   // in a line too long to look at
 	shown   []byte // what the trace gets to see of a long line
 
-	mu  sync.Mutex
-	bye string // the words of the last BYE
+	mu     sync.Mutex
+	bye    string // the words of the last BYE
+	denied bool   // \Deleted cannot be set in the mailbox that was opened last
 
 	sent []byte // an unfinished line to the server
 }
@@ -162,6 +163,8 @@ var answers = map[string]bool{
 var (
 	flagList     = regexp.MustCompile(`(?i)\bFLAGS \(([^)]*)\)`)
 	internalDate = regexp.MustCompile(`(?i)\bINTERNALDATE ("[^"]*"|NIL)`)
+	permanent    = regexp.MustCompile(`(?i)^\* OK \[PERMANENTFLAGS \(([^)]*)\)`)
+	readOnly     = regexp.MustCompile(`(?i)^\w+ OK \[READ-ONLY\]`)
 	statusCode   = regexp.MustCompile(`^\* (?:OK|NO|BAD) \[([A-Za-z0-9.-]+)([^\]]*)\]`)
 	number       = regexp.MustCompile(`^ [1-9][0-9]{0,9}$`)
 )
@@ -170,6 +173,9 @@ var (
 func (l *imapLines) repair(line []byte) []byte {
 	text := string(line)
 	if !strings.HasPrefix(text, "*") {
+		if readOnly.Match(line) {
+			l.deny(true)
+		}
 		return line
 	}
 	words := strings.Fields(text)
@@ -194,6 +200,11 @@ func (l *imapLines) repair(line []byte) []byte {
 			l.bye = strings.Join(words[2:], " ")
 			l.mu.Unlock()
 		}
+		if m := permanent.FindStringSubmatch(text); m != nil {
+			flags := systemFlags("FLAGS (" + m[1] + ")")
+			l.deny(!strings.Contains(strings.ToLower(flags), `\deleted`))
+			return []byte("* OK [PERMANENTFLAGS" + strings.TrimPrefix(flags, "FLAGS") + "] permitted\r\n")
+		}
 		return repairStatus(text, kind)
 	case kind == "FETCH":
 		text = flagList.ReplaceAllStringFunc(text, systemFlags)
@@ -209,6 +220,20 @@ func (l *imapLines) repair(line []byte) []byte {
 	return line
 }
 
+// deny notes whether the server lets \Deleted be set. go-imap tells neither an empty list of permanent flags from none
+// at all, which means that every flag may be set, nor what the tagged answer says.
+func (l *imapLines) deny(denied bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.denied = denied
+}
+
+func (l *imapLines) isDenied() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.denied
+}
+
 // repairStatus keeps the response codes that are needed and readable, and takes the others off.
 func repairStatus(text, kind string) []byte {
 	m := statusCode.FindStringSubmatch(text)
@@ -219,13 +244,6 @@ func repairStatus(text, kind string) []byte {
 		return []byte(text)
 	}
 	switch strings.ToUpper(m[1]) {
-	case "PERMANENTFLAGS":
-		flags := flagList.FindStringSubmatch("FLAGS" + m[2])
-		if flags == nil {
-			return []byte("* " + kind + " unreadable\r\n")
-		}
-		return []byte("* OK [PERMANENTFLAGS " + strings.TrimPrefix(systemFlags("FLAGS ("+flags[1]+")"), "FLAGS ") +
-			"] permitted\r\n")
 	case "UIDVALIDITY", "UIDNEXT":
 		if number.MatchString(m[2]) {
 			if n, err := strconv.ParseUint(m[2][1:], 10, 32); err == nil && n > 0 {

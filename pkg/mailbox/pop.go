@@ -58,13 +58,13 @@ func (s *popSession) failed(ctx context.Context, step string, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if _, ok := errors.AsType[*fault.Error](err); ok {
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		if f.Params == nil { // found below, where the step is not known
+			return fault.New(f.Code, f, params(s.settings, "step", step))
+		}
 		return err
 	}
 	if s.guard.failure() != nil {
-		if f, ok := errors.AsType[*fault.Error](s.guard.failure()); ok {
-			return fault.New(f.Code, f, params(s.settings, "step", step))
-		}
 		return ioFault(ctx, s.settings, s.guard, step, err)
 	}
 	if strings.HasPrefix(err.Error(), "unknown response") {
@@ -406,9 +406,9 @@ func (b *listedBody) Read(p []byte) (int, error) {
 	switch {
 	case most > 0 && b.n > most:
 		return 0, tooLarge(b.settings)
-	case errors.Is(err, io.EOF) && b.n == 0:
+	case err == io.EOF && b.n == 0: //nolint:errorlint // a reader ends in io.EOF itself
 		return n, fault.New(fault.ProtocolEmpty, nil, params(b.settings))
-	case errors.Is(err, io.EOF) && b.n+2 < b.listed:
+	case err == io.EOF && b.n+2 < b.listed: //nolint:errorlint // as above
 		return n, fault.New(fault.ProtocolShort, nil, params(b.settings))
 	}
 	return n, err

@@ -320,6 +320,7 @@ func (c *popConn) unlock() {
 		c.s.mu.Lock()
 		c.s.locked[c.user] = false
 		c.s.mu.Unlock()
+		c.in = false
 	}
 }
 
@@ -438,5 +439,6 @@ func (c *popConn) quit() error {
 		}
 		c.s.mu.Unlock()
 	}
+	c.unlock() // before the answer: the client may come back at once
 	return errors.Join(c.say("+OK Logging out."), errEnd)
 }

@@ -22,7 +22,7 @@ import (
 
 // Limits of a sources file and of a file that holds one password or certificate, in bytes.
 const (
-	mostFile   = 4 << 20
+	mostFile   = 1 << 20
 	mostSecret = 64 << 10
 )
 

@@ -29,8 +29,11 @@ const ByFile = "file"
 // AuthType is a way of signing in.
 type AuthType string
 
-// AuthPassword signs in with a password. OAuth2 does not exist yet: see policy.oauth_not_available.
+// AuthPassword signs in with a password.
 const AuthPassword AuthType = "password"
+
+// authOAuth2 does not exist yet, and is refused with a sentence of its own: see policy.oauth_not_available.
+const authOAuth2 AuthType = "oauth2"
 
 // Auth is how a source signs in: its type, and what that type needs.
 type Auth struct {

@@ -169,6 +169,29 @@ func TestTwoPeopleWhoChangeASourceDoNotOverwriteEachOther(t *testing.T) {
 	}
 }
 
+func TestOneAccountIsNeverGivenToTwoSources(t *testing.T) {
+	h := newHouse(t)
+	errs := make([]error, 8)
+	var group sync.WaitGroup
+	for i := range errs {
+		group.Go(func() {
+			s := good()
+			s.ID, s.Name = fmt.Sprintf("s%d", i), fmt.Sprintf("Source %d", i)
+			_, errs[i] = h.Create(t.Context(), s, password, "liisa")
+		})
+	}
+	group.Wait()
+	refused := 0
+	for _, err := range errs {
+		if fault.CodeOf(err) == fault.PolicyNotValid {
+			refused++
+		}
+	}
+	if list, err := h.List(t.Context()); err != nil || len(list) != 1 || refused != len(errs)-1 {
+		t.Errorf("%v, %d sources, %d refused", err, len(list), refused)
+	}
+}
+
 func TestAChangeNamesItsFieldsAndNoChangeWritesNothing(t *testing.T) {
 	h := newHouse(t)
 	s := h.create(good())

@@ -268,7 +268,10 @@ func (v *violations) signIn(s Source, rules Rules) {
 		}
 	}
 	switch {
-	case s.Auth.Type != AuthPassword:
+	case s.Auth.Type != AuthPassword && s.Auth.Type != authOAuth2:
+		v.add("auth", RuleChoice, "The way of signing in is password, not %q.", s.Auth.Type)
+		return
+	case s.Auth.Type == authOAuth2:
 		v.add("auth", RuleOAuth, "Signing in with OAuth2 is not available yet. Use a password or an app password for now.")
 		return
 	case rules.Password == "" && (rules.Before == nil || rules.Before.Auth.Sealed.IsZero()):

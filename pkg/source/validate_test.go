@@ -127,6 +127,8 @@ var broken = []struct {
 			"It is paused by the sources file: if the file no longer names it, apply with --prune to remove it."}},
 	{func(s *Source, _ *Rules) { s.Auth.Type = "oauth2" }, Violation{"auth", RuleOAuth,
 		"Signing in with OAuth2 is not available yet. Use a password or an app password for now."}},
+	{func(s *Source, _ *Rules) { s.Auth.Type = "kerberos" }, Violation{"auth", RuleChoice,
+		`The way of signing in is password, not "kerberos".`}},
 	{func(_ *Source, r *Rules) { r.Password = "" }, Violation{"password", RuleRequired, "Give the password."}},
 	{func(_ *Source, r *Rules) { r.Password = "hunter2\r\nA1 LOGOUT" }, Violation{"password", RuleControl,
 		"The password may not hold line breaks or NUL characters."}},

@@ -57,8 +57,10 @@ type Conn struct {
 	lane      *Lane
 	publisher *Publisher
 
-	mu     sync.Mutex
-	denied map[string]time.Time // right -> last refused
+	mu      sync.Mutex
+	denied  map[string]time.Time // right -> last refused
+	session context.Context      //nolint:containedctx // ends when the connection is lost; then there is a new one
+	lost    context.CancelFunc
 }
 
 // Connect connects to the broker. It fails when the broker cannot be reached now; afterwards the connection comes back
@@ -71,6 +73,7 @@ func Connect(ctx context.Context, options Options) (*Conn, error) {
 	if c.lane == nil {
 		c.lane = NewLane()
 	}
+	c.session, c.lost = context.WithCancel(context.Background())
 	timeout := attempt
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(deadline))
@@ -86,6 +89,7 @@ func Connect(ctx context.Context, options Options) (*Conn, error) {
 		nats.IgnoreAuthErrorAbort(),
 		nats.ErrorHandler(c.onError),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			c.endSession()
 			if err != nil {
 				c.log.Warn("connection to NATS lost", "error", fault.Quote(err.Error()))
 			}
@@ -257,9 +261,30 @@ func (c *Conn) SyncAlways(ctx context.Context, monitorURL string) (bool, error) 
 	return info.Config.SyncAlways, nil
 }
 
+// endSession ends whatever waits for an answer: on a connection that was lost it does not come any more.
+func (c *Conn) endSession() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lost()
+	c.session, c.lost = context.WithCancel(context.Background())
+}
+
+// within is a context for one exchange with the broker: it ends after a time, and when the connection is lost.
+func (c *Conn) within(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	c.mu.Lock()
+	session := c.session
+	c.mu.Unlock()
+	unhook := context.AfterFunc(session, cancel)
+	return ctx, func() {
+		unhook()
+		cancel()
+	}
+}
+
 // ask sends one request and returns its answer.
 func (c *Conn) ask(ctx context.Context, msg *nats.Msg) (*nats.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, attempt)
+	ctx, cancel := c.within(ctx, attempt)
 	defer cancel()
 	return c.nc.RequestMsgWithContext(ctx, msg)
 }

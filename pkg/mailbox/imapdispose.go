@@ -40,6 +40,10 @@ type disposal struct {
 // only (UID MOVE, UID EXPUNGE), never what somebody else flagged.
 func (s *imapSession) Dispose(ctx context.Context, what contract.Disposition, archive string,
 	targets []Target) ([]Result, error) {
+	// Anew: a server may hide what arrived since it was opened, and what is hidden is not gone.
+	if err := s.open(ctx); err != nil {
+		return nil, err
+	}
 	d := &disposal{imapSession: s, ctx: ctx, what: what, named: archive, targets: map[imap.UID]Target{},
 		verdicts: map[imap.UID]Result{}, flagged: map[imap.UID]bool{}}
 	var order []imap.UID
@@ -119,7 +123,7 @@ func (d *disposal) identify(order []imap.UID) ([]imap.UID, error) {
 		err := d.command(d.ctx, "identifying mails", budget, func() error {
 			options := &imap.FetchOptions{UID: true, Flags: true, RFC822Size: true,
 				BodySection: []*imap.FetchItemBodySection{section}}
-			return eachWhole(d.client.Fetch(imap.UIDSetNum(batch...), options), func(msg *fetched) error {
+			return d.eachWhole(d.client.Fetch(imap.UIDSetNum(batch...), options), func(msg *fetched) error {
 				if !msg.asked {
 					return nil
 				}

@@ -24,6 +24,12 @@ type Owned struct {
 // Fresh tells whether the lease on the source still holds. Ask before every effect.
 func (o Owned) Fresh() bool { return o.lease.Fresh() }
 
+// InHand is the context for finishing what is in hand: it goes on when the stage is asked to stop, and ends when the lease
+// is lost, or after d.
+func (o Owned) InHand(d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(o.lease.Context(), d)
+}
+
 // Owner gives sources to the one process of a stage that holds the lease of their shard.
 type Owner struct {
 	// Stage is the first token of the lease keys.
@@ -115,6 +121,7 @@ func (o *Owner) own(
 		case s = <-changes:
 		default:
 		}
+		o.Log.Debug("a source is owned", "source", s.ID)
 		owned, stop := context.WithCancel(ctx)
 		lost := context.AfterFunc(lease.Context(), stop)
 		work(owned, Owned{Source: s, Changes: changes, lease: lease})

@@ -70,7 +70,7 @@ func start(t *testing.T, data, sources string) *program {
 		case <-time.After(time.Minute):
 			t.Error("the program did not stop within a minute")
 		}
-		if t.Failed() {
+		if t.Failed() || testing.Verbose() {
 			t.Logf("log:\n%s", logged.String())
 		}
 	}
@@ -119,6 +119,17 @@ func (p *program) events(source string) []contract.ContactRequest {
 		p.t.Fatal(err)
 	}
 	return events
+}
+
+// dump shows a stream when the test has failed.
+func (p *program) dump(stream contract.Stream) {
+	if !p.t.Failed() {
+		return
+	}
+	_ = p.conn.Scan(context.Background(), stream, bus.ScanOptions{}, func(stored bus.Stored) error {
+		p.t.Logf("%s %d %s %s", stream, stored.Sequence, stored.Subject, stored.Body)
+		return nil
+	})
 }
 
 func (p *program) state(id string) source.State {
@@ -206,6 +217,7 @@ func TestEveryMailMakesOneRequestAndIsThenArchived(t *testing.T) {
 
 	again := start(t, data, sources)
 	server.Deliver("user", "INBOX", mail(62))
+	defer again.dump(contract.StreamDispositions)
 	again.eventually("62 mails in the archive", func() bool { return len(server.Mails("user", "Archive")) == 62 })
 	if events := again.events("sales"); len(events) != 62 {
 		t.Errorf("%d events after a restart", len(events))

@@ -25,6 +25,8 @@ const (
 	batchOrders = 200
 	// gather is how long a batch waits to fill up.
 	gather = 300 * time.Millisecond
+	// finish bounds one batch; also how long a stop waits for it. A slow server moves 200 mails in less.
+	finish = 2 * time.Minute
 	// keepSession is how long a signed-in session waits for more orders.
 	keepSession = 20 * time.Second
 )
@@ -137,17 +139,18 @@ func (t *tidier) step(ctx context.Context) (time.Duration, error) {
 		t.close()
 		return 0, nil
 	}
-	stop := t.orders.Keep(ctx, first)
-	rest, err := t.orders.Fetch(ctx, batchOrders-1, gather)
+	inHand, done := t.owned.InHand(finish)
+	defer done()
+	stop := t.orders.Keep(inHand, first)
+	rest, err := t.orders.Fetch(inHand, batchOrders-1, gather)
 	stop()
 	if err != nil {
-		return 0, errors.Join(err, giveBack(ctx, first))
+		return 0, errors.Join(err, giveBack(inHand, first))
 	}
 	batch := append(first, rest...)
-	defer t.orders.Keep(ctx, batch)()
-	err = t.carryOut(ctx, batch)
-	if err != nil {
-		return 0, errors.Join(err, giveBack(context.WithoutCancel(ctx), batch))
+	defer t.orders.Keep(inHand, batch)()
+	if err := t.carryOut(inHand, batch); err != nil {
+		return 0, errors.Join(err, giveBack(inHand, batch))
 	}
 	if pending, err := t.orders.Pending(ctx); err == nil {
 		t.archiver.backlog.WithLabelValues(t.source.ID).Set(float64(pending))

@@ -288,6 +288,8 @@ func (d *drain) succeeded(ctx context.Context, counts tally) time.Duration {
 		d.good = 2
 	}
 	state.NextTry = now.Add(wait).UTC()
+	d.log.Debug("a complete cycle", "inbox", counts.Listed, "left", state.Counts.Left, "waiting", counts.Waiting,
+		"unaccounted", counts.Unaccounted, "wait", wait.String())
 	d.report(ctx, state)
 	return wait
 }

@@ -14,7 +14,8 @@ type Limits struct {
 	Boundaries int
 	// Parts is how many lines may be delimiters of those boundaries.
 	Parts int
-	// Depth is how many multiparts are opened; those beyond are kept as one attachment each.
+	// Depth is how many multiparts are opened; those beyond are kept as one attachment each. It must stay small: at the
+	// end of a mail that closes none of its multiparts, enmime takes twice as long for each that is open.
 	Depth int
 	// Time is how long one mail may take. It is generous: the other limits keep a mail far below it.
 	Time time.Duration
@@ -28,7 +29,7 @@ func DefaultLimits() Limits {
 		HeaderLines: 2000,
 		Boundaries:  256,
 		Parts:       1000,
-		Depth:       32,
+		Depth:       12,
 		Time:        30 * time.Second,
 	}
 }

@@ -40,7 +40,7 @@ func readTree(ctx context.Context, open Opener, s *survey, header reply.Header, 
 	if err != nil {
 		return tree{}, "", err
 	}
-	timed, cancel := context.WithTimeoutCause(ctx, limits.Time, errStopped)
+	timed, cancel := context.WithTimeout(ctx, limits.Time)
 	source := &source{ctx: timed, r: rc}
 	var body io.Reader = source
 	if s.bareCR {
@@ -71,7 +71,15 @@ func readTree(ctx context.Context, open Opener, s *survey, header reply.Header, 
 	}()
 	select {
 	case t = <-done:
-		return t, "", errors.Join(ctx.Err(), source.failed)
+		switch {
+		case ctx.Err() != nil:
+			return tree{}, "", ctx.Err()
+		case source.failed != nil:
+			return tree{}, "", source.failed
+		case source.stopped:
+			return tree{}, "time", nil
+		}
+		return t, "", nil
 	case <-timed.Done(): // the goroutine ends at its next read
 		return tree{}, "time", ctx.Err()
 	}
@@ -300,11 +308,14 @@ type source struct {
 	ctx    context.Context
 	r      io.Reader
 	failed error
+	// stopped tells that the context ended before the mail did.
+	stopped bool
 }
 
 func (s *source) Read(p []byte) (int, error) {
 	if s.ctx.Err() != nil {
-		return 0, errStopped // not noted as a failure: readTree knows why
+		s.stopped = true
+		return 0, errStopped
 	}
 	n, err := s.r.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -55,6 +55,7 @@ func look(ctx context.Context, open Opener, size int64, limits Limits) (survey, 
 	if size > limits.Bytes {
 		s.over = "bytes"
 	}
+	err = nil
 	if s.over == "" {
 		err = s.scan(r, limits)
 	}

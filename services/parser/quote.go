@@ -172,7 +172,7 @@ func attributionStart(line string) bool {
 	return strings.Contains(line, "<") && strings.Contains(line, "@")
 }
 
-// finish takes telephone lines and empty lines off the end, and empty lines off the start.
+// finish takes telephone lines and rules off the end, and empty lines beyond one wherever they are.
 func finish(lines []string) string {
 	for len(lines) > 0 {
 		last := strings.TrimSpace(lines[len(lines)-1])
@@ -182,5 +182,5 @@ func finish(lines []string) string {
 		}
 		lines = lines[:len(lines)-1]
 	}
-	return strings.Trim(strings.Join(lines, "\n"), "\n")
+	return strings.TrimSpace(tidy(strings.Join(lines, "\n")))
 }

@@ -268,17 +268,8 @@ func (p *parsing) text(body []*leaf) {
 			p.TextTruncated = true
 			break
 		}
-		for _, b := range []struct {
-			to *strings.Builder
-			s  string
-		}{{&text, whole}, {&own, mine}} {
-			b.s, _ = clip(b.s, maxText+1, 6*maxText)
-			b.s = strings.TrimRight(strings.TrimLeft(b.s, "\n"), " \t\n")
-			if b.to.Len() > 0 && b.s != "" {
-				b.to.WriteString("\n\n")
-			}
-			b.to.WriteString(b.s)
-		}
+		p.TextTruncated = add(&text, whole) || p.TextTruncated
+		add(&own, mine)
 	}
 	whole, cut := clip(text.String(), maxText, maxTextJSON)
 	p.Text, p.TextTruncated = whole, p.TextTruncated || cut
@@ -286,11 +277,22 @@ func (p *parsing) text(body []*leaf) {
 	if strings.TrimSpace(mine) == "" {
 		mine = whole
 	}
-	mine, _ = clip(mine, maxText, 6*maxText)
+	mine, _ = clip(mine, maxText, 6*maxText) // folding works on no more than Text can hold
 	p.TextReply, cut = clip(foldQuotes(mine), maxReply, maxReplyJSON)
 	if cut {
 		p.warn("text-reply-truncated")
 	}
+}
+
+// add appends a piece of text after an empty line, at most what an event can hold, and tells whether it was cut.
+func add(to *strings.Builder, piece string) (cut bool) {
+	piece, cut = clip(piece, maxText, 6*maxText)
+	piece = strings.TrimRight(strings.TrimLeft(piece, "\n"), " \t\n")
+	if to.Len() > 0 && piece != "" {
+		to.WriteString("\n\n")
+	}
+	to.WriteString(piece)
+	return cut
 }
 
 // report looks for the parts of machine reports (RFC 6522).

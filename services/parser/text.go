@@ -265,8 +265,9 @@ func (w *writer) write(s string) {
 }
 
 func (w *writer) word(word string) {
-	if word == "\u200b" || word == "\u200c" || word == "\ufeff" || word == "\u00ad" {
-		return // fillers of newsletters
+	if strings.Trim(word, " \u200b\u200c\ufeff\u00ad\u034f") == "" && word != " " {
+		w.blank = true // fillers of newsletters
+		return
 	}
 	if w.breaks > 0 {
 		if w.out.Len() > 0 {

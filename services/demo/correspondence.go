@@ -28,7 +28,8 @@ func newCorrespondence() *correspondence {
 		},
 		{
 			from: "Support <" + support + ">", to: "田中 花子 <hanako.tanaka@kaisha.example>",
-			subject: "Warranty of your standing desk", text: "Dear Ms Tanaka,\n\nyour desk is under warranty until 2029." + signed,
+			subject: "Warranty of your standing desk",
+			text:    "Dear Ms Tanaka,\n\nyour desk is under warranty until 2029." + signed,
 		},
 		{
 			from: "Support <" + support + ">", to: "Grace Okafor <grace.okafor@harbour.example>",
@@ -66,7 +67,8 @@ func to(account string, l letter) *delivery {
 
 // quoted is an answer above the mail that it answers.
 func quoted(text, who, what string) string {
-	return text + "\n\n" + who + " wrote:\n> " + strings.ReplaceAll(what, "\n", "\n> ") + "\n"
+	return text + "\n\nOn Sun, 22 Nov 2026 at 16:20, " + who + " wrote:\n> " +
+		+strings.ReplaceAll(what, "\n", "\n> ") + "\n"
 }
 
 // scenes are the mails of one round. The first twelve are there when the demo starts.
@@ -89,7 +91,8 @@ var scenes = []scene{
 	{"matti", func(c *correspondence, _ int) *delivery {
 		return to(support, letter{
 			from: "Matti Virtanen <matti.virtanen@tilaaja.example>", subject: "VS: " + c.sent[0].subject, charset: "iso-8859-1",
-			text: quoted("Hei,\n\nkäsinoja tuli perille, mutta ruuvit puuttuvat. Voitteko lähettää ne?\n\nT. Matti", "Support",
+			text: quoted("Hei,\n\nkäsinoja tuli perille, mutta ruuvit puuttuvat. Voitteko lähettää ne?\n\nT. Matti",
+				"Support <support@posthorn.example>",
 				"Hei Matti,\n\nkäsinoja on lähetetty tänään."),
 		}.answers(c.sent[0].id))
 	}},
@@ -107,10 +110,11 @@ var scenes = []scene{
 	}},
 	{"erik", func(*correspondence, int) *delivery {
 		return to(sales, letter{
-			from: "Erik Sjöström <erik.sjostrom@kontorshuset.example>", subject: "Fråga om leveranstid på höj- och sänkbara skrivbord",
+			from:    "Erik Sjöström <erik.sjostrom@kontorshuset.example>",
+			subject: "Fråga om leveranstid på höj- och sänkbara skrivbord",
 			charset: "iso-8859-1",
-			text: "Hej!\n\nHur lång är leveranstiden till Göteborg för tolv skrivbord i björk, och går det att få dem på måndag\n" +
-				"om två veckor?\n\nMed vänliga hälsningar\nErik Sjöström\n",
+			text: "Hej!\n\nHur lång är leveranstiden till Göteborg för tolv skrivbord i björk, och går det att få dem\n" +
+				"på måndag om två veckor?\n\nMed vänliga hälsningar\nErik Sjöström\n",
 		})
 	}},
 	{"hanako", func(c *correspondence, _ int) *delivery {
@@ -141,7 +145,8 @@ var scenes = []scene{
 		return to(info, letter{
 			from: "Web shop <noreply@shop.posthorn.example>", subject: fmt.Sprintf("Contact form: question about order %d", n),
 			html: "<html><body><h2>Contact form</h2><table><tr><td>Name</td><td>Fatima El Amrani</td></tr><tr><td>Phone</td>" +
-				"<td>+32 2 555 01 73</td></tr></table><p>The lamp of my order flickers. Can I have another one?</p></body></html>\n",
+				"<td>+32 2 555 01 73</td></tr></table>" +
+				"<p>The lamp of my order flickers. Can I have another one?</p></body></html>\n",
 			fields: []string{"Reply-To: Fatima El Amrani <fatima@elamrani.example>"},
 		})
 	}},
@@ -156,7 +161,8 @@ var scenes = []scene{
 		return to(sales, letter{
 			from:    "Aino Korhonen <aino.korhonen@pohjola-tilat.example>",
 			subject: fmt.Sprintf("VS: Tarjouspyyntö: 40 sähköpöytää (viite %d)", n),
-			text: quoted("Hei vielä,\n\npöytiä tarvitaankin 44. Toivottavasti tämä ehtii mukaan tarjoukseen.\n\nAino", "Aino Korhonen",
+			text: quoted("Hei vielä,\n\npöytiä tarvitaankin 44. Toivottavasti tämä ehtii mukaan tarjoukseen.\n\nAino",
+				"Aino Korhonen <aino.korhonen@pohjola-tilat.example>",
 				"olemme muuttamassa uusiin toimitiloihin Tampereelle"),
 		}.answers(c.ids["aino"]))
 	}},
@@ -172,7 +178,8 @@ var scenes = []scene{
 	{"grace", func(c *correspondence, _ int) *delivery {
 		return to(support, letter{
 			from: "Grace Okafor <grace.okafor@harbour.example>", subject: "Re: " + c.sent[2].subject,
-			text: quoted("Back at my desk: the label does not print. See the picture.\n\nGrace", "Support",
+			text: quoted("Back at my desk: the label does not print. See the picture.\n\nGrace",
+				"Support <support@posthorn.example>",
 				"please send the chair back with the label attached."),
 			files: []file{{"label.png", "image/png", pixel}},
 		}.answers(c.sent[2].id))
@@ -185,25 +192,28 @@ var scenes = []scene{
 	}},
 	{"erik again", func(c *correspondence, _ int) *delivery {
 		return to(sales, letter{
-			from: "Erik Sjöström <erik.sjostrom@kontorshuset.example>", subject: "SV: Fråga om leveranstid på höj- och sänkbara skrivbord",
+			from:    "Erik Sjöström <erik.sjostrom@kontorshuset.example>",
+			subject: "SV: Fråga om leveranstid på höj- och sänkbara skrivbord",
 			charset: "iso-8859-1",
 			text:    "Hej igen!\n\nVi väntar på ert svar. Går det också att få skrivborden monterade på plats?\n\nErik\n",
 		}.answers(c.ids["erik"]))
 	}},
 	{"jürgen", func(_ *correspondence, n int) *delivery {
 		return to(sales, letter{
-			from: "Jürgen Groß <juergen.gross@buerowelt.example>", subject: fmt.Sprintf("Angebot für Großraumbüro, Projekt %d", n),
+			from:    "Jürgen Groß <juergen.gross@buerowelt.example>",
+			subject: fmt.Sprintf("Angebot für Großraumbüro, Projekt %d", n),
 			charset: "windows-1252",
-			text: "Guten Tag,\n\nfür unser Großraumbüro suchen wir „ruhige“ Trennwände für 30 Plätze – bitte mit Preisen in €.\n\n" +
-				"Mit freundlichen Grüßen\nJürgen Groß\n",
-			html: "<p>Guten Tag,</p><p>für unser Großraumbüro suchen wir „ruhige“ Trennwände für 30 Plätze – bitte mit Preisen " +
-				"in €.</p><p>Mit freundlichen Grüßen<br>Jürgen Groß</p>",
+			text: "Guten Tag,\n\nfür unser Großraumbüro suchen wir „ruhige“ Trennwände für 30 Plätze – bitte mit Preisen\n" +
+				"in €.\n\nMit freundlichen Grüßen\nJürgen Groß\n",
+			html: "<p>Guten Tag,</p><p>für unser Großraumbüro suchen wir „ruhige“ Trennwände für 30 Plätze – bitte mit " +
+				"Preisen in €.</p><p>Mit freundlichen Grüßen<br>Jürgen Groß</p>",
 		})
 	}},
 }
 
 // pixel is the smallest PNG picture.
-var pixel = []byte("\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x06\x00\x00\x00\x1f\x15\xc4\x89" +
+var pixel = []byte("\x89PNG\r\n\x1a\n" +
+	"\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x06\x00\x00\x00\x1f\x15\xc4\x89" +
 	"\x00\x00\x00\rIDATx\xdac\xfc\xcf\xc0P\x0f\x00\x04\x85\x01\x80\x84\xa9\x8c!\x00\x00\x00\x00IEND\xaeB`\x82")
 
 // pdf is a document of one page with one line on it.

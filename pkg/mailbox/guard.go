@@ -97,6 +97,13 @@ func (g *guard) failure() error {
 	return g.err
 }
 
+// left is how much of the budget is left.
+func (g *guard) left() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.budget
+}
+
 func (g *guard) Read(p []byte) (int, error) {
 	g.mu.Lock()
 	if g.err != nil {

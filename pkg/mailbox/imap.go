@@ -50,7 +50,7 @@ var _ Session = (*imapSession)(nil)
 func newIMAPSession(s *Settings, g *guard, conn net.Conn, caps map[string]bool, mode Mode) *imapSession {
 	session := &imapSession{settings: s, guard: g, caps: caps, mode: mode,
 		changed: make(chan struct{}, 1), archive: map[string]string{}}
-	session.client, session.lines = newIMAPClient(conn, s.Trace, caps, func() {
+	session.client, session.lines = newIMAPClient(g, conn, s.Trace, caps, func() {
 		select {
 		case session.changed <- struct{}{}:
 		default: // it is known already
@@ -227,7 +227,7 @@ func (s *imapSession) Describe(ctx context.Context, mails []Entry) ([]Info, erro
 		}
 		found := map[imap.UID]Info{}
 		err := s.command(ctx, "reading sizes", budgetControl, func() error {
-			return each(s.client.Fetch(set, &imap.FetchOptions{UID: true, RFC822Size: true, InternalDate: true}),
+			return s.each(s.client.Fetch(set, &imap.FetchOptions{UID: true, RFC822Size: true, InternalDate: true}),
 				func(msg *fetched) error {
 					if msg.size < 0 {
 						return nil
@@ -266,7 +266,7 @@ type fetched struct {
 // each reads the answers to FETCH to their end. After a failing call the rest is read and thrown away: go-imap reads
 // nothing else before. A literal is given to call as soon as it comes, with what stood before it; other items may
 // stand behind it, so that uid alone is sure to be set then.
-func each(cmd *imapclient.FetchCommand, call func(*fetched) error) error {
+func (s *imapSession) each(cmd *imapclient.FetchCommand, call func(*fetched) error) error {
 	var failure error
 	for msg := cmd.Next(); msg != nil; msg = cmd.Next() {
 		f := &fetched{size: -1}
@@ -282,7 +282,10 @@ func each(cmd *imapclient.FetchCommand, call func(*fetched) error) error {
 			case imapclient.FetchItemDataFlags:
 				f.flags = item.Flags
 			case imapclient.FetchItemDataBodySection:
-				f.body, f.asked = item.Literal, true
+				f.asked = true
+				if item.Literal != nil {
+					f.body = liveLiteral{item.Literal, s.lines}
+				}
 				if failure == nil && !called && f.uid != 0 {
 					failure = call(f)
 				}
@@ -300,6 +303,37 @@ func each(cmd *imapclient.FetchCommand, call func(*fetched) error) error {
 	return failure
 }
 
+// eachWhole is each that also calls done with every answer once all of its items have been read.
+func (s *imapSession) eachWhole(cmd *imapclient.FetchCommand, call func(*fetched) error, done func(*fetched)) error {
+	var all []*fetched
+	err := s.each(cmd, func(f *fetched) error {
+		all = append(all, f)
+		return call(f)
+	})
+	if err != nil {
+		return err
+	}
+	for _, f := range all {
+		done(f)
+	}
+	return nil
+}
+
+// liveLiteral is a literal that ends in an error when the connection ended within it.
+type liveLiteral struct {
+	imap.LiteralReader
+
+	lines *imapLines
+}
+
+func (l liveLiteral) Read(p []byte) (int, error) {
+	n, err := l.LiteralReader.Read(p)
+	if l.lines.isLost() {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
 // Headers reads header blocks with BODY.PEEK[HEADER].
 func (s *imapSession) Headers(ctx context.Context, mails []Entry, call func(Entry, []byte) error) error {
 	section := &imap.FetchItemBodySection{Specifier: imap.PartSpecifierHeader, Peek: true}
@@ -314,7 +348,7 @@ func (s *imapSession) Headers(ctx context.Context, mails []Entry, call func(Entr
 		budget := 4*longestHeader + int64(len(batch))*64<<10
 		err := s.command(ctx, "reading headers", budget, func() error {
 			options := &imap.FetchOptions{UID: true, BodySection: []*imap.FetchItemBodySection{section}}
-			return each(s.client.Fetch(set, options), func(msg *fetched) error {
+			return s.each(s.client.Fetch(set, options), func(msg *fetched) error {
 				header, err := readHeader(msg.body)
 				if err != nil || !msg.asked {
 					return err
@@ -431,7 +465,7 @@ func (s *imapSession) fetchBodies(ctx context.Context, mails []Entry, call func(
 	err := s.command(ctx, step, budget, func() error {
 		section := &imap.FetchItemBodySection{Peek: true}
 		options := &imap.FetchOptions{UID: true, BodySection: []*imap.FetchItemBodySection{section}}
-		return each(s.client.Fetch(set, options), func(msg *fetched) error {
+		return s.each(s.client.Fetch(set, options), func(msg *fetched) error {
 			mail := byUID[msg.uid]
 			if !msg.asked {
 				return nil // flags changed meanwhile: no answer of ours

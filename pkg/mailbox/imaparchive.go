@@ -7,29 +7,12 @@ import (
 	"strings"
 
 	"github.com/emersion/go-imap/v2"
-	"github.com/emersion/go-imap/v2/imapclient"
 
 	"posthorn/pkg/fault"
 )
 
 // defaultArchive is the name that also finds a mailbox marked \Archive (RFC 6154) under another name.
 const defaultArchive = "Archive"
-
-// eachWhole is [each] that also calls done with every answer once all of its items have been read.
-func eachWhole(cmd *imapclient.FetchCommand, call func(*fetched) error, done func(*fetched)) error {
-	var all []*fetched
-	err := each(cmd, func(f *fetched) error {
-		all = append(all, f)
-		return call(f)
-	})
-	if err != nil {
-		return err
-	}
-	for _, f := range all {
-		done(f)
-	}
-	return nil
-}
 
 // list lists mailboxes by one pattern. Names that could break the answer have been taken out below.
 func (s *imapSession) list(ctx context.Context, pattern string) ([]*imap.ListData, error) {

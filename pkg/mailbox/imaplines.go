@@ -20,6 +20,7 @@ import (
 type imapLines struct {
 	net.Conn
 
+	guard *guard
 	trace func(direction, line string)
 
 	raw     []byte // read, not looked at yet
@@ -31,6 +32,7 @@ type imapLines struct {
 
 	mu     sync.Mutex
 	bye    string // the words of the last BYE
+	lost   bool   // the connection ended within a literal
 	denied bool   // \Deleted cannot be set in the mailbox that was opened last
 
 	sent []byte // an unfinished line to the server
@@ -71,8 +73,28 @@ func (l *imapLines) readLiteral(p []byte) (int, error) {
 	} else {
 		n, err = l.Conn.Read(p)
 	}
+	if n == 0 && err != nil {
+		// go-imap may not be told within a literal: it would let two goroutines at its buffer. What follows is filling,
+		// which nobody gets to see, up to the literal's end; then comes the error.
+		l.lose()
+		clear(p)
+		n, err = len(p), nil
+	}
 	l.literal -= int64(n)
 	return n, err
+}
+
+func (l *imapLines) lose() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lost = true
+}
+
+// isLost says that the connection ended within a literal, and that what go-imap reads of it is filling.
+func (l *imapLines) isLost() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
 }
 
 // take moves what is complete from raw to out; false when more must be read first.
@@ -115,6 +137,11 @@ func (l *imapLines) take() bool {
 	ok = ok && (l.within || l.long || mayHoldLiteral(line))
 	if !l.long && !l.within {
 		line = l.repair(line)
+	}
+	if ok && size > l.guard.left()+int64(len(l.raw)) {
+		_ = l.guard.fail(errTooMuch) // more than the command may cost: the next read says so
+		l.raw = nil
+		return false
 	}
 	l.traceServer(line, size, ok)
 	l.out = append(l.out[:0], line...)

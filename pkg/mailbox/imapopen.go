@@ -225,7 +225,7 @@ func isASCII(s string) bool {
 }
 
 // newIMAPClient hands the signed-in connection to go-imap.
-func newIMAPClient(conn net.Conn, trace func(string, string), caps map[string]bool,
+func newIMAPClient(g *guard, conn net.Conn, trace func(string, string), caps map[string]bool,
 	changed func()) (*imapclient.Client, *imapLines) {
 	greeting := "* PREAUTH [CAPABILITY IMAP4rev1"
 	if caps["IMAP4REV2"] && !caps["IMAP4REV1"] {
@@ -236,7 +236,7 @@ func newIMAPClient(conn net.Conn, trace func(string, string), caps map[string]bo
 			greeting += " " + name
 		}
 	}
-	lines := &imapLines{Conn: conn, trace: trace, out: []byte(greeting + "] signed in\r\n")}
+	lines := &imapLines{Conn: conn, guard: g, trace: trace, out: []byte(greeting + "] signed in\r\n")}
 	return imapclient.New(lines, &imapclient.Options{
 		UnilateralDataHandler: &imapclient.UnilateralDataHandler{
 			Expunge: func(uint32) { changed() },

@@ -80,7 +80,7 @@ func (s *imapSession) readSent(ctx context.Context, cursor SentCursor, call func
 		var own error
 		err := s.command(ctx, "reading sent mail", 4*longestHeader+int64(len(batch))*16<<10, func() error {
 			options := &imap.FetchOptions{UID: true, BodySection: []*imap.FetchItemBodySection{section}}
-			return each(s.client.Fetch(imap.UIDSetNum(batch...), options), func(msg *fetched) error {
+			return s.each(s.client.Fetch(imap.UIDSetNum(batch...), options), func(msg *fetched) error {
 				if !msg.asked {
 					return nil
 				}

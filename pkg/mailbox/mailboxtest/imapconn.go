@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapserver"
@@ -17,6 +18,7 @@ type imapConn struct {
 	s        *IMAP
 	user     string
 	box      *box
+	viewMu   sync.Mutex // guards view where IDLE, which has a goroutine of its own, may still use it
 	view     *imapserver.SessionTracker
 	readOnly bool
 	saved    imap.UIDSet
@@ -25,6 +27,8 @@ type imapConn struct {
 var _ imapserver.SessionIMAP4rev2 = (*imapConn)(nil)
 
 func (c *imapConn) Close() error {
+	c.viewMu.Lock()
+	defer c.viewMu.Unlock()
 	if c.view != nil {
 		c.view.Close()
 		c.view, c.box = nil, nil
@@ -57,7 +61,9 @@ func (c *imapConn) Select(name string, options *imap.SelectOptions) (*imap.Selec
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	c.viewMu.Lock()
 	c.box, c.view = b, b.tracker.NewSession()
+	c.viewMu.Unlock()
 	c.readOnly = options != nil && options.ReadOnly || c.s.options.ReadOnly && b.name == "INBOX"
 	flags := []imap.Flag{imap.FlagAnswered, imap.FlagFlagged, imap.FlagDeleted, imap.FlagSeen, imap.FlagDraft}
 	data := &imap.SelectData{Flags: flags, NumMessages: uint32(len(b.mails)), UIDNext: b.next, UIDValidity: b.validity}
@@ -202,14 +208,17 @@ func (c *imapConn) Poll(w *imapserver.UpdateWriter, allowExpunge bool) error {
 }
 
 func (c *imapConn) Idle(w *imapserver.UpdateWriter, stop <-chan struct{}) error {
-	if c.view == nil {
+	c.viewMu.Lock()
+	view := c.view
+	c.viewMu.Unlock()
+	if view == nil {
 		<-stop
 		return nil
 	}
-	if err := c.view.Poll(w, true); err != nil {
+	if err := view.Poll(w, true); err != nil {
 		return err
 	}
-	return c.view.Idle(w, stop)
+	return view.Idle(w, stop)
 }
 
 // resolve replaces "*" and "$" in a set of the client's.

@@ -208,7 +208,7 @@ func (p *Publisher) batch(entries []*entry, q *queue) bool {
 				continue
 			}
 			msg.Header[headerBatchCommit] = []string{"1"}
-			ctx, cancel := context.WithTimeout(context.Background(), p.config.Attempt)
+			ctx, cancel := p.conn.within(context.Background(), p.config.Attempt)
 			defer cancel()
 			response, err := p.conn.nc.RequestMsgWithContext(ctx, msg)
 			if err != nil {

@@ -51,8 +51,8 @@ func (b *Bucket) stream() contract.Stream { return contract.Stream("KV_" + b.nam
 
 func (b *Bucket) prefix() string { return "$KV." + b.name + "." }
 
-// Get reads a key from the leader, so it sees every write that was acknowledged before. [ErrNotFound] when the key has no
-// value.
+// Get reads a key from the leader, so it sees every write that was acknowledged before. [ErrNotFound] when the key has
+// no value.
 func (b *Bucket) Get(ctx context.Context, key string) (Entry, error) {
 	entry, err := b.last(ctx, key)
 	if err == nil && entry.Deleted {
@@ -160,8 +160,8 @@ func (b *Bucket) Outgoing(key string, value []byte, revision *uint64) Outgoing {
 	return out
 }
 
-// Delete removes a key whose revision is still the given one, 0 meaning any. Watchers see the deletion. The old value may
-// stay readable on disk, see [Bucket.Erase].
+// Delete removes a key whose revision is still the given one, 0 meaning any. Watchers see the deletion. The old value
+// may stay readable on disk, see [Bucket.Erase].
 func (b *Bucket) Delete(ctx context.Context, key string, revision uint64) error {
 	var expected *uint64
 	if revision > 0 {

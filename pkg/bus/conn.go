@@ -220,9 +220,9 @@ func (c *Conn) deniedSince(since time.Time) string {
 }
 
 // SyncAlways tells whether the broker writes every message to disk before it acknowledges it. The embedded server is
-// asked itself; an external one through its monitoring address such as "http://127.0.0.1:8222", which must belong to the
-// server, or the cluster, of this connection. Without a monitoring address, or when it cannot be asked, the answer is
-// false and a store.not_durable that says why.
+// asked itself; an external one through its monitoring address such as "http://127.0.0.1:8222", which must belong to
+// the server, or the cluster, of this connection. Without a monitoring address, or when it cannot be asked, the answer
+// is false and a store.not_durable that says why.
 func (c *Conn) SyncAlways(ctx context.Context, monitorURL string) (bool, error) {
 	if c.embedded != nil {
 		return c.embedded.SyncAlways(), nil

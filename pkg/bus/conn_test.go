@@ -185,7 +185,9 @@ func TestAnExternalServerIsAskedThroughItsOwnMonitoringAddressOnly(t *testing.T)
 	if ok, err := conn.SyncAlways(t.Context(), monitor(ns.ID(), false)); ok || err != nil {
 		t.Errorf("lazy: %v, %v", ok, err)
 	}
-	for name, url := range map[string]string{"another server": monitor("other", true), "none": "", "wrong": "http://127.0.0.1:1"} {
+	for name, url := range map[string]string{
+		"another server": monitor("other", true), "none": "", "wrong": "http://127.0.0.1:1",
+	} {
 		if ok, err := conn.SyncAlways(t.Context(), url); ok || fault.CodeOf(err) != fault.StoreNotDurable {
 			t.Errorf("%s: %v, %v", name, ok, err)
 		}

@@ -101,6 +101,9 @@ func (c *Conn) fault(err error, since time.Time, what string) error {
 		if right := c.deniedSince(since); right != "" {
 			return fault.New(fault.StoreDenied, err, fault.Params{"right": right})
 		}
+		if c.embedded != nil && fault.CodeOf(c.embedded.Healthy()) == fault.StoreFull {
+			return fault.New(fault.StoreFull, err, nil) // it does not answer because it gave up on the disk
+		}
 		return fault.New(fault.StoreUnavailable, err, nil)
 	}
 	if errors.Is(err, nats.ErrMaxPayload) {

@@ -5,8 +5,9 @@ import (
 	"sync"
 )
 
-// Lane lets one message of a process run alone. Subscribers that share a lane (those of one [Conn] do) hand out a message
-// that may have ended the process before only while no other is in hand, so that no innocent is counted with it.
+// Lane lets one message of a process run alone. Subscribers that share a lane (those of one [Conn] do) hand out a
+// message that may have ended the process before only while no other is in hand, so that no innocent is counted with
+// it.
 type Lane struct {
 	mu      sync.Mutex
 	running int           // messages in hand

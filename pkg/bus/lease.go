@@ -27,8 +27,8 @@ type LeaseConfig struct {
 
 // Leases decide who owns what. An owner that is cut off stops by itself before somebody else can take over. Clocks are
 // not compared, but a process that was stopped and goes on may believe for a moment that it still owns: two owners at
-// once must be harmless. Leases, and their bucket, do not outlive a restart of a broker without replicas, as they are kept
-// in memory: then the bucket is made anew, for which a stage needs the right $JS.API.STREAM.CREATE.KV_leases.
+// once must be harmless. Leases, and their bucket, do not outlive a restart of a broker without replicas, as they are
+// kept in memory: then the bucket is made anew, for which a stage needs the right $JS.API.STREAM.CREATE.KV_leases.
 type Leases struct {
 	conn   *Conn
 	config LeaseConfig
@@ -68,8 +68,8 @@ type Lease struct {
 	renewed  time.Time // when the last successful renewal began
 }
 
-// Try takes a lease if nobody holds it, else returns [ErrLeased]. The lease lives until it is lost or released, whatever
-// becomes of ctx.
+// Try takes a lease if nobody holds it, else returns [ErrLeased]. The lease lives until it is lost or released,
+// whatever becomes of ctx.
 func (l *Leases) Try(ctx context.Context, key string) (*Lease, error) {
 	began := time.Now()
 	entry, err := l.bucket.last(ctx, key)
@@ -108,8 +108,8 @@ func (l *Leases) Try(ctx context.Context, key string) (*Lease, error) {
 	return lease, nil
 }
 
-// Acquire takes a lease and waits for it as long as somebody else holds it, or the broker does not answer. It returns an
-// error only when ctx ends, or when the store is not set up or denies it.
+// Acquire takes a lease and waits for it as long as somebody else holds it, or the broker does not answer. It returns
+// an error only when ctx ends, or when the store is not set up or denies it.
 func (l *Leases) Acquire(ctx context.Context, key string) (*Lease, error) {
 	for {
 		lease, err := l.Try(ctx, key)
@@ -143,7 +143,7 @@ func (l *Leases) write(ctx context.Context, key string, value []byte, revision u
 }
 
 func (l *Leases) send(ctx context.Context, out Outgoing) (publishAnswer, error) {
-	ctx, cancel := context.WithTimeout(ctx, min(attempt, l.config.Renew))
+	ctx, cancel := l.conn.within(ctx, min(attempt, l.config.Renew))
 	defer cancel()
 	var response *nats.Msg
 	response, err := l.conn.nc.RequestMsgWithContext(ctx, out.message())

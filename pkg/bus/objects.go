@@ -23,8 +23,8 @@ import (
 // chunkSize is the size of the pieces that objects are stored in (measured: larger gains nothing, smaller is slower).
 const chunkSize = 512 << 10
 
-// Objects is a bucket of large byte strings, in the format of the NATS object store. Both directions stream: memory holds
-// a chunk or two, however large the object is.
+// Objects is a bucket of large byte strings, in the format of the NATS object store. Both directions stream: memory
+// holds a chunk or two, however large the object is.
 type Objects struct {
 	conn *Conn
 	name string
@@ -187,8 +187,8 @@ func (o *Objects) info(ctx context.Context, name string) (*jetstream.ObjectInfo,
 }
 
 // Open reads an object. [ErrNotFound] when there is none. The reader compares the SHA-256 when it comes to the end: a
-// difference is store.corrupt instead of io.EOF, so nothing may be done with the bytes before the end was seen. Its reads
-// use ctx.
+// difference is store.corrupt instead of io.EOF, so nothing may be done with the bytes before the end was seen. Its
+// reads use ctx.
 func (o *Objects) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	info, _, err := o.info(ctx, name)
 	if err != nil {

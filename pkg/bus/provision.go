@@ -17,8 +17,8 @@ import (
 
 const day = 24 * time.Hour
 
-// stream is one row of the floor plan of the store. Nothing is ever dropped for want of room: a full stream refuses what
-// is new. Only age removes messages, where a maximum is given.
+// stream is one row of the floor plan of the store. Nothing is ever dropped for want of room: a full stream refuses
+// what is new. Only age removes messages, where a maximum is given.
 type stream struct {
 	name     contract.Stream
 	subjects []string
@@ -98,9 +98,9 @@ type ProvisionConfig struct {
 	MaxBytes int64
 }
 
-// Provision creates the streams, consumers, and buckets of Posthorn, or brings them to what they have to be, and returns
-// what it changed, in words; nothing when all was there. It never removes anything. It needs a user that may create
-// streams.
+// Provision creates the streams, consumers, and buckets of Posthorn, or brings them to what they have to be, and
+// returns what it changed, in words; nothing when all was there. It never removes anything. It needs a user that may
+// create streams.
 func (c *Conn) Provision(ctx context.Context, config ProvisionConfig) ([]string, error) {
 	var changes []string
 	for _, want := range c.plan() {
@@ -149,8 +149,8 @@ func (c *Conn) restoreLeases(ctx context.Context) error {
 }
 
 // CheckProvisioned finds out, without changing anything, whether all is there that [Conn.Provision] creates. What is
-// missing is named by a store.not_provisioned. The bucket of leases does not count: it is lost when a server restarts, and
-// is made anew by whoever needs it.
+// missing is named by a store.not_provisioned. The bucket of leases does not count: it is lost when a server restarts,
+// and is made anew by whoever needs it.
 func (c *Conn) CheckProvisioned(ctx context.Context) error {
 	var lacking []string
 	for _, want := range c.plan() {
@@ -328,8 +328,8 @@ func (d durable) config() jetstream.ConsumerConfig {
 	return durableConfig(d.name, []string{d.filter}, ackWait)
 }
 
-// durableConfig is how every consumer that settles messages is made: it delivers for ever, as a message is never given up
-// on silently.
+// durableConfig is how every consumer that settles messages is made: it delivers for ever, as a message is never given
+// up on silently.
 func durableConfig(name string, filters []string, wait time.Duration) jetstream.ConsumerConfig {
 	config := jetstream.ConsumerConfig{
 		Durable: name, AckPolicy: jetstream.AckExplicitPolicy, DeliverPolicy: jetstream.DeliverAllPolicy,

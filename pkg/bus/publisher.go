@@ -31,8 +31,8 @@ type Outgoing struct {
 	After *After
 }
 
-// After names what must still be the last message: the sequence of the last message for the filter, 0 for none. An empty
-// Filter is the message's subject.
+// After names what must still be the last message: the sequence of the last message for the filter, 0 for none. An
+// empty Filter is the message's subject.
 type After struct {
 	Filter   string
 	Sequence uint64
@@ -58,9 +58,9 @@ type PublisherConfig struct {
 	Attempt, Budget time.Duration
 }
 
-// Publisher stores messages with group commit: messages that are published at the same time by different goroutines go to
-// the broker as one atomic batch, which costs one write to disk instead of one for each. It is safe for concurrent use
-// and needs no closing.
+// Publisher stores messages with group commit: messages that are published at the same time by different goroutines go
+// to the broker as one atomic batch, which costs one write to disk instead of one for each. It is safe for concurrent
+// use and needs no closing.
 type Publisher struct {
 	conn   *Conn
 	config PublisherConfig
@@ -92,9 +92,9 @@ func NewPublisher(conn *Conn, config PublisherConfig) *Publisher {
 }
 
 // Publish stores one message and returns once it is stored. Otherwise the error is [AlreadyStored], or a fault:
-// store.conflict (see [Outgoing.After]), store.full, store.denied, or store.unavailable, which includes that the outcome
-// is not known: it was tried again, with the same ID, for as long as ctx allows, and the stream did not show the message
-// either.
+// store.conflict (see [Outgoing.After]), store.full, store.denied, or store.unavailable, which includes that the
+// outcome is not known: it was tried again, with the same ID, for as long as ctx allows, and the stream did not show
+// the message either.
 func (p *Publisher) Publish(ctx context.Context, out Outgoing) (Ack, error) {
 	began := time.Now()
 	stream, err := p.conn.streamOf(ctx, out.Subject)
@@ -314,7 +314,7 @@ func (p *Publisher) queue(stream contract.Stream) *queue {
 
 // single publishes one message by itself.
 func (p *Publisher) single(out *Outgoing) (Ack, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), p.config.Attempt)
+	ctx, cancel := p.conn.within(context.Background(), p.config.Attempt)
 	defer cancel()
 	response, err := p.conn.nc.RequestMsgWithContext(ctx, out.message())
 	if err != nil {

@@ -58,7 +58,7 @@ func (p *PullConsumer) Fetch(ctx context.Context, most int, wait time.Duration) 
 	if err != nil || len(deliveries) > 0 || wait <= 0 {
 		return deliveries, p.conn.fault(err, began, "the consumer "+p.name)
 	}
-	waiting, cancel := context.WithTimeout(ctx, wait)
+	waiting, cancel := p.conn.within(ctx, wait)
 	defer cancel()
 	first, err := p.consumer.Next(jetstream.FetchContext(waiting))
 	if err != nil {
@@ -122,7 +122,7 @@ func (c *Conn) delivery(msg jetstream.Msg) (*Delivery, error) {
 // Ack settles the message and returns once the broker knows. After an error it may be delivered again.
 func (d *Delivery) Ack(ctx context.Context) error {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, attempt)
+	ctx, cancel := d.conn.within(ctx, attempt)
 	defer cancel()
 	err := d.msg.DoubleAck(ctx)
 	d.settled = d.settled || err == nil

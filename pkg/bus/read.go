@@ -310,7 +310,7 @@ func (r *reader) consume(ctx context.Context, each func(Stored) error, end func(
 	case r.onlyNew:
 		config.DeliverPolicy = jetstream.DeliverNewPolicy
 	}
-	creating, cancel := context.WithTimeout(ctx, attempt)
+	creating, cancel := r.conn.within(ctx, attempt)
 	defer cancel()
 	reconnects := r.conn.nc.Stats().Reconnects
 	consumer, err := r.conn.js.CreateConsumer(creating, string(r.stream), config)
@@ -356,7 +356,7 @@ func (r *reader) consume(ctx context.Context, each func(Stored) error, end func(
 		if delivered > before {
 			continue
 		}
-		checking, cancel := context.WithTimeout(ctx, attempt)
+		checking, cancel := r.conn.within(ctx, attempt)
 		info, err := consumer.Info(checking) // fails when the consumer is gone
 		cancel()
 		if err != nil {
@@ -380,7 +380,7 @@ const (
 
 // pull asks a consumer for its next messages and waits for them until they are there or pullWait is over.
 func (c *Conn) pull(ctx context.Context, stream contract.Stream, consumer string, each func(*nats.Msg) error) error {
-	ctx, cancel := context.WithTimeout(ctx, pullWait+2*time.Second)
+	ctx, cancel := c.within(ctx, pullWait+2*time.Second)
 	defer cancel()
 	inbox := c.nc.NewInbox()
 	sub, err := c.nc.SubscribeSync(inbox)
@@ -447,7 +447,9 @@ func toStored(msg *nats.Msg) (Stored, *nats.MsgMetadata, error) {
 
 // Lag tells how many messages a durable consumer has not delivered yet, and how many it has delivered that are not
 // settled yet.
-func (c *Conn) Lag(ctx context.Context, stream contract.Stream, durable string) (pending, ackPending uint64, err error) {
+func (c *Conn) Lag(
+	ctx context.Context, stream contract.Stream, durable string,
+) (pending, ackPending uint64, err error) {
 	began := time.Now()
 	consumer, err := c.js.Consumer(ctx, string(stream), durable)
 	if err != nil {

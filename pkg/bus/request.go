@@ -74,7 +74,7 @@ func (c *Conn) Respond(
 
 // Ask sends a request and calls each for every reply until it says done, or returns an error, which Ask returns. Nobody
 // there to answer is store.nobody_answers, at once; an error of the other side is a fault with its code. When ctx ends,
-// or half a minute passes without a reply, it is store.unavailable.
+// the connection is lost, or half a minute passes without a reply, it is store.unavailable.
 func (c *Conn) Ask(
 	ctx context.Context, subject string, header map[string]string, body []byte,
 	each func(header map[string]string, body []byte) (done bool, err error),
@@ -94,7 +94,7 @@ func (c *Conn) Ask(
 		return c.fault(err, began, subject)
 	}
 	for {
-		waiting, cancel := context.WithTimeout(ctx, 30*time.Second)
+		waiting, cancel := c.within(ctx, 30*time.Second)
 		reply, err := sub.NextMsgWithContext(waiting)
 		cancel()
 		if errors.Is(err, nats.ErrNoResponders) {
@@ -122,8 +122,8 @@ func (c *Conn) Broadcast(subject string, body []byte) error {
 	return c.fault(c.nc.Publish(subject, body), time.Now(), subject)
 }
 
-// Listen calls each, one after the other, for what is broadcast on the subjects that match, until ctx ends. It returns as
-// soon as it listens. A listener that is too slow misses some.
+// Listen calls each, one after the other, for what is broadcast on the subjects that match, until ctx ends. It returns
+// as soon as it listens. A listener that is too slow misses some.
 func (c *Conn) Listen(ctx context.Context, subject string, each func(subject string, body []byte)) error {
 	return c.subscribe(ctx, subject, "", func(msg *nats.Msg) { each(msg.Subject, msg.Data) })
 }

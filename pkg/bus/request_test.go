@@ -70,7 +70,8 @@ func TestListenersHearWhatIsBroadcastWhileTheyListen(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	heard := make(chan string, 10)
-	if err := conn.Listen(ctx, "trace.>", func(subject string, body []byte) { heard <- subject + " " + string(body) }); err != nil {
+	hear := func(subject string, body []byte) { heard <- subject + " " + string(body) }
+	if err := conn.Listen(ctx, "trace.>", hear); err != nil {
 		t.Fatal(err)
 	}
 	if err := conn.Broadcast("trace.sales", []byte("line")); err != nil {

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"runtime/debug"
+	"path/filepath"
+	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,17 +41,16 @@ func (s *slip) verdict() verdict {
 	return verdict{err: s.err, panicked: s.panicked}
 }
 
-// Settle is the middleware of watermill's router that tells the [Subscriber] what a handler returned, so that it can tell
-// temporary from permanent errors. It turns a panic into an error, with its stack in the cause for the log. Add it
-// outermost.
+// Settle is the middleware of watermill's router that tells the [Subscriber] what a handler returned, so that it can
+// tell temporary from permanent errors. It turns a panic into an error, with the place in the cause for the log. Add
+// it outermost.
 func Settle(next message.HandlerFunc) message.HandlerFunc {
 	return func(msg *message.Message) (produced []*message.Message, err error) {
 		slip, _ := msg.Context().Value(slipKey{}).(*slip)
 		panicked := true
 		defer func() {
 			if panicked {
-				cause := fmt.Errorf("panic: %v\n%s", recover(), debug.Stack())
-				produced, err = nil, fault.New(fault.StoreUnknown, cause, nil)
+				produced, err = nil, fault.New(fault.StoreUnknown, panicError(recover()), nil)
 			}
 			if slip != nil {
 				slip.mu.Lock()
@@ -61,6 +62,25 @@ func Settle(next message.HandlerFunc) message.HandlerFunc {
 		panicked = false
 		return produced, err
 	}
+}
+
+// panicError tells what panicked and where. The words of a panic may hold the content of a mail, so only those of the
+// runtime itself are kept.
+func panicError(value any) error {
+	what := fmt.Sprintf("%T", value)
+	if err, ok := value.(runtime.Error); ok {
+		what = err.Error()
+	}
+	pcs := make([]uintptr, 16)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
+	for more := true; more; {
+		var frame runtime.Frame
+		frame, more = frames.Next()
+		if !strings.HasPrefix(frame.Function, "runtime.") {
+			return fmt.Errorf("panic in %s, %s:%d: %s", frame.Function, filepath.Base(frame.File), frame.Line, what)
+		}
+	}
+	return errors.New("panic: " + what)
 }
 
 // StoredOf is the message of a stream that a handler was given, by its context.

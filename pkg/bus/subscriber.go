@@ -56,8 +56,8 @@ type SubscriberConfig struct {
 	Logger *slog.Logger
 }
 
-// Subscriber hands the messages of a durable consumer to watermill's router. Each message is settled when its handler is
-// through (use the [Settle] middleware, which tells the subscriber the handler's error):
+// Subscriber hands the messages of a durable consumer to watermill's router. Each message is settled when its handler
+// is through (use the [Settle] middleware, which tells the subscriber the handler's error):
 //
 //   - no error: done.
 //   - a permanent error: set aside whole as a dead letter, then done.
@@ -136,8 +136,8 @@ func keysOf(stored Stored) (source, mail string) {
 }
 
 // Subscribe starts the workers. The topic is not used: what is read is in the configuration. It fails with
-// store.not_provisioned when the consumer is missing. The channel is closed once ctx has ended, or Close was called, and
-// the messages in hand are settled.
+// store.not_provisioned when the consumer is missing. The channel is closed once ctx has ended, or Close was called,
+// and the messages in hand are settled.
 func (s *Subscriber) Subscribe(ctx context.Context, _ string) (<-chan *message.Message, error) {
 	began := time.Now()
 	consumer, err := s.consumer(ctx)
@@ -216,7 +216,7 @@ func (s *Subscriber) work(ctx context.Context, consumer jetstream.Consumer, out 
 	pause := 100 * time.Millisecond
 	for ctx.Err() == nil {
 		began := time.Now()
-		waiting, cancel := context.WithTimeout(ctx, 30*time.Second)
+		waiting, cancel := s.conn.within(ctx, 30*time.Second)
 		msg, err := consumer.Next(jetstream.FetchContext(waiting))
 		cancel()
 		if err == nil {
@@ -451,7 +451,7 @@ func (s *Subscriber) settle(d *delivery, v verdict) {
 
 // done acknowledges a message and waits until the broker knows. If it does not, the message comes again.
 func (s *Subscriber) done(d *delivery) {
-	ctx, cancel := context.WithTimeout(context.Background(), attempt)
+	ctx, cancel := s.conn.within(context.Background(), attempt)
 	defer cancel()
 	if err := d.msg.DoubleAck(ctx); err != nil {
 		s.tell(d, err)

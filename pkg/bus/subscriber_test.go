@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -185,7 +186,8 @@ func TestAPermanentErrorSetsTheMailAsideWhole(t *testing.T) {
 		got.Code != string(fault.MailFailed) || got.Reason == "" {
 		t.Errorf("dead letter: %+v", got)
 	}
-	if kept := got.Message; kept.Stream != "MAIL" || kept.Sequence != ack.Sequence || string(kept.Body) != "bytes \x00\xff" ||
+	if kept := got.Message; kept.Stream != "MAIL" || kept.Sequence != ack.Sequence ||
+		string(kept.Body) != "bytes \x00\xff" ||
 		kept.Header[contract.HeaderSHA256] != "digest" || kept.Subject != contract.RawSubject("sales", "bad") {
 		t.Errorf("kept: %+v", kept)
 	}
@@ -243,6 +245,20 @@ func TestAPanicIsAFailureAndTheThirdSetsTheMailAside(t *testing.T) {
 	letters := deadLetters(t, conn)
 	if len(letters) != 1 || letters[0].Code != string(fault.MailFailed) || runs.Load() != 3 {
 		t.Errorf("after %d runs: %+v", runs.Load(), letters)
+	}
+}
+
+func TestAPanicTellsItsPlaceAndNoContent(t *testing.T) {
+	handler := Settle(func(*message.Message) ([]*message.Message, error) { panic("text of a mail") })
+	_, err := handler(message.NewMessage("id", nil))
+	cause := fmt.Sprint(errors.Unwrap(err))
+	if !strings.Contains(cause, "subscriber_test.go:") || strings.Contains(cause, "text of a mail") {
+		t.Errorf("cause: %s", cause)
+	}
+	handler = Settle(func(msg *message.Message) ([]*message.Message, error) { _ = msg.Payload[5]; return nil, nil })
+	_, err = handler(message.NewMessage("id", nil))
+	if cause := fmt.Sprint(errors.Unwrap(err)); !strings.Contains(cause, "index out of range") {
+		t.Errorf("cause: %s", cause)
 	}
 }
 

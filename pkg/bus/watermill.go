@@ -5,12 +5,10 @@ import (
 	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
-
-	"posthorn/pkg/contract"
 )
 
-// Watermill is the publisher as watermill's router wants it: the topic is the subject, the metadata are the headers, the
-// UUID is the message's ID. What was already stored counts as published.
+// Watermill is the publisher as watermill's router wants it: the topic is the subject, the metadata are the headers,
+// the UUID is the message's ID; metadata named Nats-… do not go out. What was already stored counts as published.
 func (p *Publisher) Watermill() message.Publisher { return watermillPublisher{p} }
 
 type watermillPublisher struct{ publisher *Publisher }
@@ -20,11 +18,11 @@ func (w watermillPublisher) Publish(topic string, messages ...*message.Message) 
 	for _, msg := range messages {
 		header := make(map[string]string, len(msg.Metadata))
 		for name, value := range msg.Metadata {
-			if !strings.HasPrefix(name, metaPrefix) {
+			// What the broker was told about the message that was read says nothing about the one that is written.
+			if !strings.HasPrefix(name, metaPrefix) && !strings.HasPrefix(name, "Nats-") {
 				header[name] = value
 			}
 		}
-		delete(header, contract.HeaderMsgID) // the UUID is the id
 		_, err := w.publisher.Publish(msg.Context(), Outgoing{
 			Subject: topic, Header: header, Body: msg.Payload, ID: msg.UUID,
 		})

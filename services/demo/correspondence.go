@@ -68,7 +68,7 @@ func to(account string, l letter) *delivery {
 // quoted is an answer above the mail that it answers.
 func quoted(text, who, what string) string {
 	return text + "\n\nOn Sun, 22 Nov 2026 at 16:20, " + who + " wrote:\n> " +
-		+strings.ReplaceAll(what, "\n", "\n> ") + "\n"
+		strings.ReplaceAll(what, "\n", "\n> ") + "\n"
 }
 
 // scenes are the mails of one round. The first twelve are there when the demo starts.

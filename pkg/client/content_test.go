@@ -52,7 +52,14 @@ func answer(t *testing.T, b *broker, subject string, chunks ...chunk) (asked cha
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = subscription.Unsubscribe() }) // the connection may be closed already
+	closed := make(chan bool)
+	subscription.SetClosedHandler(func(string) { close(closed) })
+	t.Cleanup(func() { // the answer is given to its end, though nobody may listen any more
+		if err := subscription.Unsubscribe(); err != nil {
+			t.Error(err)
+		}
+		receive(t, "the answer ends", closed)
+	})
 	return asked
 }
 

@@ -75,6 +75,9 @@ func connect(o *Options) (*nats.Conn, error) {
 				o.Logger.Warn("connection to the broker lost; trying again", "durable", o.Durable, "error", err)
 			}
 		}),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { // its default prints
+			o.Logger.Warn("the broker complains", "durable", o.Durable, "error", err)
+		}),
 		nats.ReconnectHandler(func(*nats.Conn) {
 			o.Logger.Info("connected to the broker again", "durable", o.Durable)
 		}),

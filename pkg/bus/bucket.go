@@ -208,7 +208,7 @@ func (b *Bucket) publish(ctx context.Context, out Outgoing) (uint64, error) {
 
 // Watch calls each for the entries that match a filter, first those that are there, then, for ever, every change,
 // deletions included; ready, when not nil, is called once in between. After a lost connection it goes on where it was.
-// It returns when ctx ends (with nil) or when each returns an error (with that).
+// It returns when ctx ends (with nil), when each returns an error (with that), or at once when the bucket is missing.
 func (b *Bucket) Watch(ctx context.Context, filter string, each func(Entry) error, ready func()) error {
 	r := reader{conn: b.conn, stream: b.stream(), filters: b.filters(filter), endless: true}
 	err := r.read(ctx, func(stored Stored) error { return each(b.entry(stored)) }, func() error {

@@ -10,8 +10,8 @@
 //     the process three times.
 //   - Every error is a fault with a code of class store, except [ErrNotFound] and [AlreadyStored].
 //
-// A NATS user of a stage needs these rights on the streams it reads: $JS.API.STREAM.MSG.GET.<stream> ([Conn.Last] asks
-// the leader), $JS.API.DIRECT.GET.<stream>, and for scans and watches
-// $JS.API.CONSUMER.{CREATE,DELETE,MSG.NEXT}.<stream>.>; on its durable
-// $JS.API.CONSUMER.{INFO,MSG.NEXT}.<stream>.<durable> and $JS.ACK.<stream>.<durable>.>.
+// A NATS user of a stage needs these rights on the streams (of a bucket: KV_<bucket>, OBJ_<bucket>) that it reads:
+// $JS.API.STREAM.INFO.<stream>, $JS.API.STREAM.MSG.GET.<stream> ([Conn.Last] asks the leader),
+// $JS.API.DIRECT.GET.<stream>, and for scans and watches $JS.API.CONSUMER.{CREATE,DELETE,INFO,MSG.NEXT}.<stream>.>; on
+// its durable $JS.API.CONSUMER.{INFO,MSG.NEXT}.<stream>.<durable> and $JS.ACK.<stream>.<durable>.>.
 package bus

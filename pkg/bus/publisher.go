@@ -123,8 +123,12 @@ func (p *Publisher) Publish(ctx context.Context, out Outgoing) (Ack, error) {
 			code == codeNotLeader, code == codeNotAvailable, code == codeTooManyBatches, code == codeStreamOffline:
 			// Not stored, but somebody else's may be about to be: it is decided in a moment.
 		case errors.Is(err, nats.ErrNoResponders):
+			// Nothing listens on the subject: for a moment while a broker starts, or as the stream is missing.
 			if !unclear && time.Since(began) > 2*time.Second {
-				return Ack{}, p.conn.fault(err, began, string(stream))
+				if _, missing := p.conn.js.Stream(budget, string(stream)); missing != nil {
+					err = missing
+				}
+				return Ack{}, p.conn.fault(err, began, "the stream "+string(stream))
 			}
 		case unknownOutcome(err):
 			unclear = true

@@ -347,3 +347,16 @@ func BenchmarkGroupCommit(b *testing.B) {
 	b.ReportMetric(alone.Seconds()/grouped.Seconds(), "ratio")
 	b.ReportMetric(float64(batches.batched)/float64(max(batches.batches, 1)), "msgs/batch")
 }
+
+func TestAMissingStreamIsNamed(t *testing.T) {
+	conn := connected(t, store(t))
+	_, err := conn.Publisher().Publish(t.Context(), Outgoing{Subject: contract.RawSubject("sales", "mail")})
+	failure := fault.As(err)
+	if failure == nil || failure.Code != fault.StoreMissing || failure.Params["what"] != "the stream MAIL" {
+		t.Errorf("%v, %v", err, failure)
+	}
+	err = conn.Follow(t.Context(), contract.StreamMail, FollowOptions{}, func(Stored) error { return nil })
+	if fault.CodeOf(err) != fault.StoreMissing {
+		t.Errorf("following: %v", err)
+	}
+}

@@ -204,7 +204,8 @@ type ScanOptions struct {
 }
 
 // Scan reads a stream in order, up to what was its end when the reading got there, and calls each for every message. It
-// survives reconnects. An error of each ends the scan and is returned.
+// survives reconnects, and gives up when it got no further for half a minute. An error of each ends the scan and is
+// returned.
 func (c *Conn) Scan(
 	ctx context.Context, stream contract.Stream, options ScanOptions, each func(Stored) error,
 ) error {
@@ -226,7 +227,8 @@ type FollowOptions struct {
 }
 
 // Follow reads a stream in order, without end: it returns when ctx ends (with nil) or when each returns an error (with
-// that). It survives reconnects and restarts of the broker without a gap.
+// that), or at once when the stream is missing or may not be read. It survives reconnects and restarts of the broker
+// without a gap.
 func (c *Conn) Follow(
 	ctx context.Context, stream contract.Stream, options FollowOptions, each func(Stored) error,
 ) error {
@@ -253,13 +255,18 @@ type reader struct {
 	from        uint64    // next sequence to read, once something was read or it is known
 	since       time.Time // where to begin, when from is 0
 	onlyNew     bool
-	endless     bool // a missing stream or broker is waited for
+	endless     bool // a broker that does not answer is waited for, once the reading began a stream that is gone too
+	began       bool
 	started     func()
 	caughtUp    bool
 }
 
+// patience is how long a reading that has an end goes on trying without getting any further.
+const patience = 30 * time.Second
+
 // read calls each for every message, and end once nothing more was waiting; end may be called once only.
 func (r *reader) read(ctx context.Context, each func(Stored) error, end func() error) error {
+	progress := time.Now()
 	for pause := 100 * time.Millisecond; ; {
 		began := time.Now()
 		before := r.from
@@ -276,15 +283,15 @@ func (r *reader) read(ctx context.Context, each func(Stored) error, end func() e
 		err = r.conn.fault(err, began, string(r.stream))
 		switch fault.CodeOf(err) {
 		case fault.StoreMissing, fault.StoreDenied:
-			if !r.endless {
+			if !r.endless || !r.began {
 				return err
 			}
 		}
-		if fault.Permanent(err) {
-			return err
-		}
 		if r.from != before {
-			pause = 100 * time.Millisecond
+			pause, progress = 100*time.Millisecond, time.Now()
+		}
+		if fault.Permanent(err) || !r.endless && time.Since(progress) > patience {
+			return err
 		}
 		r.conn.log.Debug("reading goes on with a new consumer", "stream", r.stream, "error", err)
 		select {
@@ -317,6 +324,7 @@ func (r *reader) consume(ctx context.Context, each func(Stored) error, end func(
 	if err != nil {
 		return err
 	}
+	r.began = true
 	info := consumer.CachedInfo()
 	defer r.conn.dropConsumer(ctx, r.stream, info.Name)
 	if r.onlyNew && r.from == 0 {

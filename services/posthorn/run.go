@@ -1,0 +1,85 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"posthorn/pkg/mailbox"
+	"posthorn/pkg/source"
+	"posthorn/services/allinone"
+)
+
+// runFlags are the flags of the commands that run stages.
+type runFlags struct {
+	Stages []string `default:"all" sep:"," placeholder:"NAME" group:"what" help:"Stages to run: all, or some of fetcher, parser, router and archiver."`
+
+	Sources       string        `placeholder:"FILE" type:"path" group:"what" help:"YAML file with sources, applied at the start."`
+	Prune         bool          `group:"what" help:"Remove the sources that are no longer in the file, instead of pausing them."`
+	ReadyJSON     bool          `name:"ready-json" group:"what" help:"Print one line of JSON on standard output once every stage is at work: ready, http, nats."`
+	AllowedPorts  []int         `default:"110,143,993,995" sep:"," placeholder:"PORT" group:"mail" help:"Ports that a mail server may have (default: 110,143,993,995)."`
+	NetworkPolicy string        `default:"private-ok" enum:"private-ok,public-only" group:"mail" help:"Addresses that a mail server may have: private-ok or public-only. Link-local and metadata addresses never."`
+	Timeout       time.Duration `default:"20s" placeholder:"20s" group:"mail" help:"How long a mail server may be silent."`
+	HTTP          string        `name:"http" default:"127.0.0.1:8080" placeholder:"ADDR" group:"listen" help:"Address of health and metrics; port 0 picks a free one (default: 127.0.0.1:8080)."`
+	NATSListen    string        `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" group:"listen" help:"Address at which the embedded NATS server serves local subscribers and the other commands; port 0 picks a free one, off serves nobody (default: 127.0.0.1:4222)."`
+	NATSMonitor   string        `name:"nats-monitor" placeholder:"URL" group:"store" help:"Monitoring address of an external NATS server, such as http://127.0.0.1:8222, to see that it writes every message to disk at once. Without that no mail is moved or deleted."`
+	AssumeDurable bool          `group:"store" help:"Vouch for an external NATS server that writes every message to disk at once."`
+	MaxStore      source.Size   `default:"0B" placeholder:"10GB" group:"store" help:"Most bytes that the embedded NATS server keeps on disk (default: three quarters of the free space)."`
+}
+
+// Validate checks what the grammar cannot say.
+func (f *runFlags) Validate() error {
+	names := []string{"all", allinone.Fetcher, allinone.Parser, allinone.Router, allinone.Archiver}
+	for _, stage := range f.Stages {
+		if !slices.Contains(names, stage) {
+			return usageError{"there is no stage " + quoted(stage) + "; there are: " + strings.Join(names, ", ")}
+		}
+	}
+	if slices.Contains(f.Stages, "all") && len(f.Stages) > 1 {
+		return usageError{"--stages: all stands alone"}
+	}
+	return nil
+}
+
+// settings are those of a process with these flags.
+func (f *runFlags) settings(p *program) allinone.Config {
+	cfg := allinone.DefaultConfig()
+	cfg.Stages, cfg.Data, cfg.KeyFile = f.Stages, p.globals.Data, p.globals.keyFile()
+	if p.globals.NATS != "" {
+		cfg.NATS = p.globals.NATS
+	}
+	cfg.NATSMonitor, cfg.AssumeDurable = f.NATSMonitor, f.AssumeDurable
+	cfg.SourcesFile, cfg.Prune = f.Sources, f.Prune
+	cfg.HTTP, cfg.NATSListen, cfg.MaxStore = f.HTTP, f.NATSListen, int64(f.MaxStore)
+	cfg.AllowedPorts, cfg.Network, cfg.Timeout = f.AllowedPorts, mailbox.NetworkPolicy(f.NetworkPolicy), f.Timeout
+	cfg.Version = version().Version
+	if f.ReadyJSON {
+		cfg.ReadyJSON = p.out
+	}
+	if p.globals.Log == "text" { // a log that programs read holds nothing else
+		cfg.Banner = p.err
+	}
+	return cfg
+}
+
+type runCmd struct {
+	runFlags `embed:""`
+}
+
+// Help says more.
+func (runCmd) Help() string {
+	return `Without flags everything runs in this one process: an embedded NATS server that keeps what it stores in ./posthorn-data, ` +
+		`health and metrics on 127.0.0.1:8080, and NATS for local subscribers on 127.0.0.1:4222. ` +
+		`Ctrl-C (SIGTERM) finishes what is in hand and stops; a second one stops at once.
+
+Examples:
+
+  posthorn run --sources sources.yaml
+  posthorn run --data /var/lib/posthorn --http 0.0.0.0:8080
+  posthorn run --stages parser --nats nats://posthorn@nats.example.org --data /var/lib/posthorn-parser`
+}
+
+// Run runs the stages until it is told to stop.
+func (c *runCmd) Run(p *program) error {
+	return allinone.Run(p.ctx, c.settings(p), p.log)
+}

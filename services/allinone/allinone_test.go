@@ -223,3 +223,196 @@ func TestEveryMailMakesOneRequestAndIsThenArchived(t *testing.T) {
 		t.Errorf("%d events after a restart", len(events))
 	}
 }
+
+// imapServer starts an IMAP server that ends with the test.
+func imapServer(t *testing.T, options mailboxtest.IMAPOptions) *mailboxtest.IMAP {
+	t.Helper()
+	server, err := mailboxtest.StartIMAP(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+	return server
+}
+
+// popServer starts a POP3 server that ends with the test.
+func popServer(t *testing.T, options mailboxtest.POP3Options) *mailboxtest.POP3 {
+	t.Helper()
+	server, err := mailboxtest.StartPOP3(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+	return server
+}
+
+func TestAMaildropIsLeftAsItIsOrEmptiedAsTheSourceSays(t *testing.T) {
+	for name, tc := range map[string]struct {
+		options  mailboxtest.POP3Options
+		settings []string
+		left     int
+	}{
+		"archive means left and remembered": {left: 20, options: mailboxtest.POP3Options{Lock: true}},
+		"delete":                            {left: 0, settings: []string{"delete_fetched: true"}, options: mailboxtest.POP3Options{Lock: true}},
+		"delete on a server without UIDL":   {left: 0, settings: []string{"delete_fetched: true"}, options: mailboxtest.POP3Options{Without: []string{"UIDL"}}},
+		"left on a server without UIDL":     {left: 20, options: mailboxtest.POP3Options{Without: []string{"UIDL"}}},
+		"delete on a server without TOP":    {left: 0, settings: []string{"delete_fetched: true"}, options: mailboxtest.POP3Options{Without: []string{"TOP"}}},
+		"leave":                             {left: 20, settings: []string{"after_fetch: leave"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := popServer(t, tc.options)
+			for n := range 20 {
+				server.Deliver("user", mail(n))
+			}
+			p := start(t, t.TempDir(), sourcesFile(t, entry(t, "pop", "pop3", server.Port(), server.CA(), tc.settings...)))
+			p.eventually("20 requests", func() bool { return len(p.events("pop")) >= 20 })
+			p.eventually("the maildrop as it has to be", func() bool { return len(server.Mails("user")) == tc.left })
+			p.eventually("two complete cycles since", func() bool {
+				s := p.state("pop")
+				return s.State == source.StateOK && s.Inbox == tc.left && s.Waiting == 0 && s.Unaccounted == 0
+			})
+			if events := p.events("pop"); len(events) != 20 {
+				t.Errorf("%d events of 20 mails", len(events))
+			}
+		})
+	}
+}
+
+func TestOnlyRepliesAreTakenInAndTheRestIsLeftUntouched(t *testing.T) {
+	server := imapServer(t, mailboxtest.IMAPOptions{})
+	for n := range 5 {
+		server.Deliver("user", "Sent", []byte(fmt.Sprintf("From: replies@example.org\r\nTo: customer%d@example.net\r\n"+
+			"Subject: Offer %d\r\nMessage-ID: <offer-%d@example.org>\r\nDate: Sun, 22 Nov 2026 10:00:00 +0200\r\n\r\nOffer\r\n",
+			n, n, n)))
+		server.Deliver("user", "INBOX", mail(n, fmt.Sprintf("In-Reply-To: <offer-%d@example.org>", n)))
+	}
+	for n := 10; n < 15; n++ {
+		server.Deliver("user", "INBOX", mail(n))
+	}
+	bounce := mail(20, "References: <offer-1@example.org>", "Auto-Submitted: auto-replied",
+		"Content-Type: multipart/report; report-type=delivery-status; boundary=b")
+	server.Deliver("user", "INBOX", bounce)
+	unknown := mail(21, "In-Reply-To: <never-seen@example.org>")
+	server.Deliver("user", "INBOX", unknown)
+
+	data := t.TempDir()
+	p := start(t, data, sourcesFile(t, entry(t, "replies", "imap", server.Port(), server.CA(), "replies_only: true")))
+	p.eventually("5 replies in the archive", func() bool { return len(server.Mails("user", "Archive")) == 5 })
+	p.eventually("7 left", func() bool {
+		s := p.state("replies")
+		return s.Left == 7 && s.LeftBy["skipped"] == 6 && s.LeftBy["unsure"] == 1 && s.Inbox == 7
+	})
+	if events := p.events("replies"); len(events) != 5 {
+		t.Errorf("%d events of 5 replies", len(events))
+	}
+	for _, left := range server.Mails("user", "INBOX") {
+		if len(left.Flags) > 0 {
+			t.Errorf("a mail that was left carries flags: %v", left.Flags)
+		}
+	}
+
+	// The Sent copy of what an unsure mail answers arrives late.
+	server.Deliver("user", "Sent", []byte("Message-ID: <never-seen@example.org>\r\nSubject: Late\r\n\r\nLate\r\n"))
+	server.Deliver("user", "INBOX", mail(30))
+	p.eventually("the reply whose Sent copy was late", func() bool { return len(p.events("replies")) == 6 })
+	p.stop()
+
+	p = start(t, data, sourcesFile(t, entry(t, "replies", "imap", server.Port(), server.CA(), "replies_only: false")))
+	p.eventually("everything that had been left", func() bool { return len(p.events("replies")) == 13 })
+	p.eventually("an empty Inbox", func() bool { return len(server.Mails("user", "INBOX")) == 0 })
+}
+
+func TestTwinsMakeOneRequestAndBothPlacesAreTidied(t *testing.T) {
+	server := imapServer(t, mailboxtest.IMAPOptions{})
+	for range 3 {
+		server.Deliver("user", "INBOX", mail(1))
+	}
+	server.Deliver("user", "INBOX", mail(2))
+	p := start(t, t.TempDir(), sourcesFile(t, entry(t, "twins", "imap", server.Port(), server.CA())))
+	p.eventually("an empty Inbox", func() bool { return len(server.Mails("user", "INBOX")) == 0 })
+	if got := len(server.Mails("user", "Archive")); got != 4 {
+		t.Errorf("%d mails in the archive", got)
+	}
+	if events := p.events("twins"); len(events) != 2 {
+		t.Errorf("%d events of 2 different mails", len(events))
+	}
+}
+
+func TestAMailThatIsPutBackStaysWhereThePersonPutIt(t *testing.T) {
+	server := imapServer(t, mailboxtest.IMAPOptions{})
+	server.Deliver("user", "INBOX", mail(1))
+	p := start(t, t.TempDir(), sourcesFile(t, entry(t, "back", "imap", server.Port(), server.CA())))
+	p.eventually("a mail in the archive", func() bool {
+		return len(server.Mails("user", "Archive")) == 1 && p.state("back").Inbox == 0 && p.state("back").State == "ok"
+	})
+	server.Deliver("user", "INBOX", mail(1))
+	p.eventually("a mail that was put back", func() bool { return p.state("back").LeftBy["put_back"] == 1 })
+	if len(server.Mails("user", "INBOX")) != 1 || len(p.events("back")) != 1 {
+		t.Error("a mail that was put back was moved, or has made a second request")
+	}
+}
+
+func TestAMailThatIsTooLargeIsTakenInByItsHeadersAndStays(t *testing.T) {
+	server := imapServer(t, mailboxtest.IMAPOptions{})
+	large := append(mail(1), bytes.Repeat([]byte("0123456789abcdef\r\n"), 200_000)...)
+	server.Deliver("user", "INBOX", large)
+	server.Deliver("user", "INBOX", mail(2))
+	p := start(t, t.TempDir(), sourcesFile(t, entry(t, "large", "imap", server.Port(), server.CA(), "max_size: 1MB")))
+	p.eventually("both requests", func() bool { return len(p.events("large")) == 2 })
+	p.eventually("the large one left", func() bool {
+		s := p.state("large")
+		return s.LeftBy["oversize"] == 1 && s.Inbox == 1
+	})
+	for _, event := range p.events("large") {
+		if event.MessageID == "<enquiry-1@example.net>" && event.Parse.Status != "limits" {
+			t.Errorf("the large mail's request: %+v", event.Parse)
+		}
+	}
+	if sent := server.BytesSent(); sent > 200_000 {
+		t.Errorf("the server has sent %d bytes: the large mail was downloaded", sent)
+	}
+}
+
+func TestALargeMailTravelsByClaimCheck(t *testing.T) {
+	server := imapServer(t, mailboxtest.IMAPOptions{})
+	large := append(mail(1), bytes.Repeat([]byte("0123456789abcdef\r\n"), 200_000)...)
+	server.Deliver("user", "INBOX", large)
+	p := start(t, t.TempDir(), sourcesFile(t, entry(t, "large", "imap", server.Port(), server.CA())))
+	p.eventually("the mail in the archive", func() bool { return len(server.Mails("user", "Archive")) == 1 })
+	event := p.events("large")[0]
+	if event.Raw.Object == "" || event.Raw.Size != int64(len(large)) {
+		t.Errorf("raw: %+v", event.Raw)
+	}
+	var got []byte
+	err := p.conn.Ask(t.Context(), contract.ContentSubject("raw", "large", event.Mail), nil, nil,
+		func(header map[string]string, body []byte) (bool, error) {
+			got = append(got, body...)
+			return header[contract.HeaderLast] == "true", nil
+		})
+	if err != nil || !bytes.Equal(got, large) {
+		t.Errorf("content: %d bytes, %v", len(got), err)
+	}
+}
+
+func TestARejectedPasswordIsSaidAndClearsAfterAnEdit(t *testing.T) {
+	server := imapServer(t, mailboxtest.IMAPOptions{Users: map[string]string{"user": "other"}})
+	healthy := imapServer(t, mailboxtest.IMAPOptions{Users: map[string]string{"well": "secret"}})
+	healthy.Deliver("well", "INBOX", mail(1))
+	server.Deliver("user", "INBOX", mail(2))
+	data := t.TempDir()
+	p := start(t, data, sourcesFile(t,
+		entry(t, "wrong", "imap", server.Port(), server.CA()),
+		strings.Replace(entry(t, "well", "imap", healthy.Port(), healthy.CA()), "username: user", "username: well", 1)))
+	p.eventually("the reason", func() bool {
+		s := p.state("wrong")
+		return s.State == source.StateFailing && s.Error != nil && s.Error.Code == "auth.rejected"
+	})
+	p.eventually("the healthy one drained", func() bool { return len(healthy.Mails("well", "Archive")) == 1 })
+	p.stop()
+	p = start(t, data, strings.Replace(sourcesFile(t,
+		entry(t, "wrong", "imap", server.Port(), server.CA()),
+		strings.Replace(entry(t, "well", "imap", healthy.Port(), healthy.CA()), "username: user", "username: well", 1)), "password: secret", "password: other", 1))
+	p.eventually("the state clears", func() bool { return p.state("wrong").State == source.StateOK })
+	p.eventually("its mail", func() bool { return len(server.Mails("user", "Archive")) == 1 })
+}

@@ -77,20 +77,12 @@ func (c *cycle) run(ctx context.Context) (tally, error) {
 	c.ledger.seen(entries, status.UIDNext, now)
 	firstContact := c.ledger.meta.FirstSeen.IsZero()
 
-	var unknown []mailbox.Entry
-	for _, e := range entries {
-		if e.Deleted {
-			continue // somebody is about to remove it; taken in if the flag is taken off
-		}
-		if line, known := c.ledger.find(e); known && !c.again(line, now) {
-			continue
-		}
-		unknown = append(unknown, e)
-	}
+	unknown := c.unknown(entries, now)
 	if c.drain.sentIsDue(now, len(unknown) > 0) {
 		if err := c.readSent(ctx); err != nil {
 			return tally{}, err
 		}
+		unknown = c.unknown(entries, now) // what was unsure may be a reply by now
 	}
 	c.drain.backlog(len(unknown))
 	for batch := range slices.Chunk(unknown, 1000) {
@@ -112,6 +104,21 @@ func (c *cycle) run(ctx context.Context) (tally, error) {
 		}
 	}
 	return counts, nil
+}
+
+// unknown lists what is to be looked at: places that are not in the ledger, and those that were left for a reason that
+// may not hold any more.
+func (c *cycle) unknown(entries []mailbox.Entry, now time.Time) []mailbox.Entry {
+	var unknown []mailbox.Entry
+	for _, e := range entries {
+		if e.Deleted {
+			continue // somebody is about to remove it; taken in if the flag is taken off
+		}
+		if line, known := c.ledger.find(e); !known || c.again(line, now) {
+			unknown = append(unknown, e)
+		}
+	}
+	return unknown
 }
 
 // sameMailbox notices a new UIDVALIDITY: then all places are new, and mails are recognised by their bytes.

@@ -226,10 +226,14 @@ func (d *drain) sentIsDue(now time.Time, unknown bool) bool {
 	if d.source.Type != mailbox.IMAP {
 		return false
 	}
-	if d.source.RepliesOnly && unknown && now.Sub(d.sentRead) > soon {
-		return true
+	age := now.Sub(d.sentRead)
+	switch {
+	case d.source.RepliesOnly && unknown:
+		return true // it decides what is taken in
+	case d.source.RepliesOnly && d.ledger.holds(unsure):
+		return age >= min(time.Duration(d.source.PollInterval), sentEvery)
 	}
-	return now.Sub(d.sentRead) > sentEvery
+	return age > sentEvery
 }
 
 // failed books a failed cycle and returns how long to wait.

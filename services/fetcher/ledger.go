@@ -274,6 +274,16 @@ func (l *ledger) seen(entries []mailbox.Entry, uidNext uint32, now time.Time) in
 	return gone
 }
 
+// holds tells whether a mail that lies in the mailbox has this standing.
+func (l *ledger) holds(s standing) bool {
+	for _, line := range l.byID {
+		if line.Standing == s && line.Gone == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // wasPutBack tells whether a mail found under a new UID had left the mailbox before that UID was given out: then a
 // person has moved it back. Two places that were there at the same time are twins instead.
 func (l *ledger) wasPutBack(mail string, uid uint32) bool {

@@ -415,3 +415,15 @@ func TestAConnectionTestNamesThePortThatAnswers(t *testing.T) {
 		t.Error("it signed in at the other port")
 	}
 }
+
+func TestAPasswordThatCannotBeQuotedIsSentAsALiteral(t *testing.T) {
+	server, s := scriptedInbox(t, "", mailboxtest.Answer{Verb: "LOGIN {", Say: "+ go on\r\n"},
+		mailboxtest.Answer{Verb: "USER {", Say: "+ go on\r\n"}, mailboxtest.Answer{Verb: "SALASANA", Say: "P2 OK\r\n"})
+	s.Password = "salasanaä"
+	if err := opening(t, s); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(server.Received()[1:4], "|"); got != "P2 LOGIN {4}|user {10}|salasanaä" {
+		t.Errorf("received %q", got)
+	}
+}

@@ -210,6 +210,15 @@ func (o *opening) sibling(ctx context.Context, addrs []netip.Addr, err error) ma
 	return map[string]string{"hint_port": strconv.Itoa(other)}
 }
 
+// siblingOf is sibling for a connection that was made.
+func (o *opening) siblingOf(ctx context.Context, g *guard, err error) map[string]string {
+	addr, parseErr := netip.ParseAddrPort(g.RemoteAddr().String())
+	if parseErr != nil || err == nil {
+		return nil
+	}
+	return o.sibling(ctx, []netip.Addr{addr.Addr()}, err)
+}
+
 // secure makes the TLS handshake. No ALPN is offered: some providers end the connection over "imap".
 func (o *opening) secure(ctx context.Context, g *guard) (*tls.Conn, error) {
 	began := time.Now()
@@ -225,12 +234,8 @@ func (o *opening) secure(ctx context.Context, g *guard) (*tls.Conn, error) {
 			return nil, context.Cause(ctx)
 		}
 		err = o.tlsFault(err)
-		facts := map[string]string(nil)
-		if addr, parseErr := netip.ParseAddrPort(g.RemoteAddr().String()); parseErr == nil {
-			facts = o.sibling(ctx, []netip.Addr{addr.Addr()}, err)
-		}
 		_ = g.fail(err)
-		o.did(stepTLS, began, facts, err)
+		o.did(stepTLS, began, o.siblingOf(ctx, g, err), err)
 		return nil, err
 	}
 	state := conn.ConnectionState()

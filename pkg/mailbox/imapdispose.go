@@ -27,7 +27,7 @@ const (
 type disposal struct {
 	*imapSession
 
-	ctx      context.Context //nolint:containedctx // lives for one call
+	ctx      context.Context // lives for one call
 	what     contract.Disposition
 	named    string // the configured archive mailbox
 	targets  map[imap.UID]Target

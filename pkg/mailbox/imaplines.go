@@ -36,6 +36,7 @@ type imapLines struct {
 	denied bool   // \Deleted cannot be set in the mailbox that was opened last
 
 	sent []byte // an unfinished line to the server
+	over bool   // the answer was given up
 }
 
 // heldLine is the longest answer that is looked at as a whole.
@@ -43,6 +44,9 @@ const heldLine = 64 << 10
 
 func (l *imapLines) Read(p []byte) (int, error) {
 	for len(l.out) == 0 {
+		if l.over {
+			return 0, errTooMuch
+		}
 		if l.literal > 0 {
 			return l.readLiteral(p)
 		}
@@ -139,9 +143,9 @@ func (l *imapLines) take() bool {
 		line = l.repair(line)
 	}
 	if ok && size > l.guard.left()+int64(len(l.raw)) {
-		_ = l.guard.fail(errTooMuch) // more than the command may cost: the next read says so
-		l.raw = nil
-		return false
+		_ = l.guard.fail(errTooMuch) // more than the command may cost
+		l.over = true
+		return true
 	}
 	l.traceServer(line, size, ok)
 	l.out = append(l.out[:0], line...)

@@ -33,7 +33,7 @@ func (o *opening) openIMAP(ctx context.Context, g *guard, mode Mode) (Session, e
 	}
 	began := time.Now()
 	err := o.imapGreeting(t)
-	o.did(stepGreeting, began, nil, err)
+	o.did(stepGreeting, began, o.siblingOf(ctx, g, err), err)
 	if err != nil {
 		return nil, err
 	}

@@ -31,7 +31,7 @@ func (o *opening) openPOP(ctx context.Context, g *guard) (Session, error) {
 	}
 	began := time.Now()
 	err := o.popGreeting(t)
-	o.did(stepGreeting, began, nil, err)
+	o.did(stepGreeting, began, o.siblingOf(ctx, g, err), err)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (o *opening) popGreeting(t *talk) error {
 func (t *talk) popCapabilities() (map[string][]string, error) {
 	_, err := t.pop("capabilities", "CAPA", "CAPA")
 	if _, ok := errors.AsType[refusal](err); ok {
-		return nil, nil //nolint:nilnil // no such command
+		return nil, nil // no such command
 	}
 	if err != nil {
 		return nil, err

@@ -119,7 +119,7 @@ func Test(ctx context.Context, settings Settings, options TestOptions, report fu
 }
 
 type tester struct {
-	ctx     context.Context //nolint:containedctx // lives for one call
+	ctx     context.Context // lives for one call
 	options TestOptions
 	report  func(Step)
 	done    map[string]bool

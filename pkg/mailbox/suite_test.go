@@ -388,3 +388,73 @@ func dovecotMails(t *testing.T, server *mailboxtest.Dovecot, user, name string) 
 	}
 	return mails
 }
+
+func TestDovecotSaysWhenThereAreTooManyConnections(t *testing.T) {
+	server := mailboxtest.StartDovecot(t, mailboxtest.DovecotOptions{MaxConnections: 1})
+	for protocol, want := range map[mailbox.Protocol]fault.Code{
+		mailbox.IMAP: fault.LimitConnections, mailbox.POP3: fault.LimitInUse,
+	} {
+		s := server.Settings(protocol, mailbox.ImplicitTLS, "user")
+		open(t, s, mailbox.Read)
+		wantFault(t, opening(t, s), want)
+	}
+}
+
+func TestDovecotsMarkedArchiveAndRights(t *testing.T) {
+	server := mailboxtest.StartDovecot(t, mailboxtest.DovecotOptions{
+		Mailboxes:   map[string]string{"Arkisto": `\Archive`, "Lähetetyt R&D": `\Sent`},
+		Plugins:     []string{"acl"},
+		IMAPPlugins: []string{"imap_acl"},
+		Extra:       "plugin {\n  acl = vfile\n}",
+	})
+	for n := range 2 {
+		if err := server.Deliver("user", "INBOX", raw(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := server.Settings(mailbox.IMAP, mailbox.StartTLS, "user")
+	s.Timeout = 5 * time.Second
+	steps := map[string]mailbox.Step{}
+	err := mailbox.Test(t.Context(), s, mailbox.TestOptions{Disposition: contract.Archive, Archive: "Archive"},
+		func(step mailbox.Step) { steps[step.Name] = step })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if steps["rights"].Status != mailbox.StepOK || steps["archive"].Facts["mailbox"] != "Arkisto" {
+		t.Errorf("steps %v", steps)
+	}
+	session := open(t, s, mailbox.Read)
+	targets, _ := read(t, session)
+	cursor, err := session.Sent(t.Context(), mailbox.SentCursor{}, func(mailbox.SentMail) error { return nil })
+	if err != nil || cursor.Mailbox != "Lähetetyt R&D" {
+		t.Errorf("%v, %v", cursor, err)
+	}
+	results := dispose(t, s, contract.Archive, targets)
+	if outcomes(results) != "archived archived" || results[0].Mailbox != "Arkisto" {
+		t.Errorf("%q in %q", outcomes(results), results[0].Mailbox)
+	}
+}
+
+func TestNewMailOnDovecotEndsTheWait(t *testing.T) {
+	server := mailboxtest.StartDovecot(t, mailboxtest.DovecotOptions{})
+	session := open(t, server.Settings(mailbox.IMAP, mailbox.ImplicitTLS, "user"), mailbox.Read)
+	if _, err := session.List(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(200*time.Millisecond, func() {
+		if err := server.Deliver("user", "INBOX", raw(1)); err != nil {
+			t.Error(err)
+		}
+	})
+	began := time.Now()
+	if err := session.Wait(t.Context(), 2*time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 60*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	entries, err := session.List(t.Context())
+	if err != nil || len(entries) != 1 {
+		t.Errorf("%v, %v", entries, err)
+	}
+}

@@ -18,7 +18,7 @@ const longestLine = 8 << 10
 // reads byte by byte, so that nothing sent after a line is swallowed: what somebody slips in behind the answer to
 // STARTTLS reaches TLS and breaks it.
 type talk struct {
-	ctx   context.Context //nolint:containedctx // lives for one call
+	ctx   context.Context // lives for one call
 	s     *Settings
 	guard *guard
 	conn  net.Conn

@@ -596,21 +596,21 @@ func TestAnUnusedSessionOutlivesTheTimeout(t *testing.T) {
 	server := startIMAP(t, mailboxtest.IMAPOptions{})
 	server.Deliver("user", "INBOX", raw(1))
 	s := server.Settings("user")
-	s.Timeout = 200 * time.Millisecond
+	s.Timeout = time.Second
 	session := open(t, s, mailbox.Read)
 	entries, err := session.List(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = session.Fetch(t.Context(), entries, func(_ mailbox.Entry, _ int64, body io.Reader) error {
-		<-time.After(600 * time.Millisecond) // a slow consumer
+		<-time.After(1500 * time.Millisecond) // a slow consumer
 		_, err := io.Copy(io.Discard, body)
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(600 * time.Millisecond)
+	<-time.After(1500 * time.Millisecond)
 	if err := list(t.Context(), session); err != nil {
 		t.Error(err)
 	}

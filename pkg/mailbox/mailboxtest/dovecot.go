@@ -3,6 +3,7 @@ package mailboxtest
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -357,7 +358,7 @@ func (d *Dovecot) Deliver(user, name string, raw []byte) error {
 	if err := d.makeMaildir(dir); err != nil {
 		return err
 	}
-	file := fmt.Sprintf("%d.M%dP%dQ%d.posthorn", time.Now().Unix(), time.Now().Nanosecond()/1000, os.Getpid(),
+	file := fmt.Sprintf("%d.M%06dP%dQ%06d.posthorn", time.Now().Unix(), time.Now().Nanosecond()/1000, os.Getpid(),
 		d.unique.Add(1))
 	aside := filepath.Join(dir, "tmp", file)
 	if err := os.WriteFile(aside, raw, 0o600); err != nil {
@@ -372,13 +373,36 @@ func (d *Dovecot) Deliver(user, name string, raw []byte) error {
 // maildirFlags are the flags that a file's name tells.
 var maildirFlags = map[rune]string{'S': `\Seen`, 'T': `\Deleted`, 'R': `\Answered`, 'F': `\Flagged`, 'D': `\Draft`}
 
-// Mails lists a mailbox in the order of delivery; none when there is no such mailbox.
+// uids reads Dovecot's list of the UIDs in a Maildir, by file name without flags.
+func (d *Dovecot) uids(user, name string) (map[string]uint32, error) {
+	list, err := os.ReadFile(filepath.Join(d.Maildir(user, name), "dovecot-uidlist"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	uids := map[string]uint32{}
+	for line := range strings.Lines(string(list)) {
+		first, rest, _ := strings.Cut(line, " ")
+		_, file, ok := strings.Cut(rest, ":")
+		if uid, err := strconv.ParseUint(first, 10, 32); ok && err == nil {
+			base, _, _ := strings.Cut(strings.TrimRight(file, "\n"), ":2,")
+			uids[base] = uint32(uid)
+		}
+	}
+	return uids, nil
+}
+
+// Mails lists a mailbox in the order of UIDs, mails that Dovecot has not seen yet at the end and without UID; none when
+// there is no such mailbox.
 func (d *Dovecot) Mails(user, name string) ([]Mail, error) {
 	type named struct {
 		name string
 		mail Mail
 	}
 	var found []named
+	uids, err := d.uids(user, name)
+	if err != nil {
+		return nil, err
+	}
 	for _, sub := range []string{"cur", "new"} {
 		entries, err := os.ReadDir(filepath.Join(d.Maildir(user, name), sub))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -392,7 +416,8 @@ func (d *Dovecot) Mails(user, name string) ([]Mail, error) {
 			if err != nil {
 				return nil, err
 			}
-			mail := Mail{Raw: raw}
+			base, _, _ := strings.Cut(entry.Name(), ":2,")
+			mail := Mail{UID: uids[base], Raw: raw}
 			if _, flags, ok := strings.Cut(entry.Name(), ":2,"); ok {
 				for _, letter := range flags {
 					if flag, known := maildirFlags[letter]; known {
@@ -403,7 +428,10 @@ func (d *Dovecot) Mails(user, name string) ([]Mail, error) {
 			found = append(found, named{entry.Name(), mail})
 		}
 	}
-	slices.SortFunc(found, func(a, b named) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(found, func(a, b named) int {
+		// UID 0 minus one is the highest number.
+		return cmp.Or(cmp.Compare(a.mail.UID-1, b.mail.UID-1), strings.Compare(a.name, b.name))
+	})
 	mails := make([]Mail, len(found))
 	for i, f := range found {
 		mails[i] = f.mail

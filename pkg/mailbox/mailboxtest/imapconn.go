@@ -468,7 +468,7 @@ func (c *imapConn) Copy(set imap.NumSet, name string) (*imap.CopyData, error) {
 	}
 	if slices.Contains(c.s.options.Without, "UIDPLUS") || len(mails) == 0 {
 		c.copyTo(b, mails)
-		return nil, nil //nolint:nilnil // no COPYUID
+		return nil, nil // no COPYUID
 	}
 	return c.copyTo(b, mails), nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,8 +22,9 @@ type Present struct {
 	// Durable: acknowledged messages are known to survive a power cut.
 	Durable bool `json:"durable"`
 	// MaxStore is how many bytes the store may keep, 0 when that is not known.
-	MaxStore     int64 `json:"max_store,omitempty"`
-	AllowedPorts []int `json:"allowed_ports,omitempty"`
+	MaxStore int64 `json:"max_store,omitempty"`
+	// AllowedPorts of mail servers.
+	AllowedPorts ports `json:"allowed_ports,omitempty"`
 	// Seen is when the process was heard last, by the broker's clock. Set by [Presents].
 	Seen time.Time `json:"-"`
 }
@@ -69,6 +71,37 @@ func Appear(ctx context.Context, conn *bus.Conn, present Present, log *slog.Logg
 		}
 	}()
 	return ended, nil
+}
+
+// ports are written as ranges, as somebody may allow them all.
+type ports []int
+
+// MarshalJSON writes [[110,110],[993,995]].
+func (p ports) MarshalJSON() ([]byte, error) {
+	var ranges [][2]int
+	for _, port := range slices.Compact(slices.Sorted(slices.Values(p))) {
+		if last := len(ranges) - 1; last >= 0 && ranges[last][1] == port-1 {
+			ranges[last][1] = port
+		} else {
+			ranges = append(ranges, [2]int{port, port})
+		}
+	}
+	return json.Marshal(ranges)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (p *ports) UnmarshalJSON(data []byte) error {
+	var ranges [][2]int
+	if err := json.Unmarshal(data, &ranges); err != nil {
+		return err
+	}
+	*p = nil
+	for _, r := range ranges {
+		for port := max(r[0], 1); port <= min(r[1], 1<<16-1); port++ {
+			*p = append(*p, port)
+		}
+	}
+	return nil
 }
 
 // Presents lists the processes that are running on this broker, by instance.

@@ -130,14 +130,23 @@ func TestAPermanentErrorGivesTheEventUpAndTheNextOneComes(t *testing.T) {
 }
 
 func TestAnEventIsNotHandedOutAgainWhileItsHandlerRuns(t *testing.T) {
+	t.Parallel() // it takes its time
 	b := newBroker(t)
+	signs := make(chan *nats.Msg, 100)
+	if _, err := b.conn.ChanSubscribe("$JS.ACK.>", signs); err != nil {
+		t.Fatal(err)
+	}
 	var calls atomic.Int32
 	subscribe(t, b, client.Options{
-		AckWait: 500 * time.Millisecond,
+		AckWait: 6 * time.Second,
 		Workers: 4,
 		Handler: func(context.Context, client.Event) error {
 			calls.Add(1)
-			<-time.After(2 * time.Second) // four times as long as the broker waits
+			for range 4 { // signs of life, two seconds apart: longer than the broker waits for the answer
+				if sign := receive(t, "a sign of life", signs); string(sign.Data) != "+WPI" {
+					t.Errorf("the broker was told %q", sign.Data)
+				}
+			}
 			return nil
 		},
 	})
@@ -371,6 +380,7 @@ func TestWhatAHandlerGivesBackOnTheWayOutIsFreeAtOnce(t *testing.T) {
 
 // A right to one durable name with one filter is all that the package documentation asks for.
 func TestTheDocumentedRightsAreEnoughAndNoMore(t *testing.T) {
+	t.Parallel() // a question that may not be asked is not answered, which takes its time
 	b := newBroker(t, func(o *server.Options) {
 		o.Users = []*server.User{
 			{Username: "posthorn", Password: "all"},

@@ -269,3 +269,10 @@ type AuditEvent struct {
 	Fields []string  `json:"fields,omitempty"`
 	At     time.Time `json:"at"`
 }
+
+// Skipped is what the bucket `skipped` keeps, under <source>.<mail>, of a stored mail that the parser has left in its
+// mailbox: what it decided, and under which revision of the source.
+type Skipped struct {
+	Verdict  string `json:"verdict"`
+	Revision uint64 `json:"revision"`
+}

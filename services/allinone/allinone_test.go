@@ -416,3 +416,22 @@ func TestARejectedPasswordIsSaidAndClearsAfterAnEdit(t *testing.T) {
 	p.eventually("the state clears", func() bool { return p.state("wrong").State == source.StateOK })
 	p.eventually("its mail", func() bool { return len(server.Mails("user", "Archive")) == 1 })
 }
+
+func TestAMailThatBreaksItsConnectionDoesNotHoldUpTheOthers(t *testing.T) {
+	t.Parallel()
+	server := popServer(t, mailboxtest.POP3Options{Fault: func(verb, argument string) *mailboxtest.Fault {
+		if verb == "RETR" && argument == "3" {
+			return &mailboxtest.Fault{CutBody: 20}
+		}
+		return nil
+	}})
+	for n := range 10 {
+		server.Deliver("user", mail(n))
+	}
+	p := start(t, t.TempDir(), sourcesFile(t, entry(t, "cut", "pop3", server.Port(), server.CA())))
+	p.eventually("9 requests", func() bool { return len(p.events("cut")) == 9 })
+	p.eventually("the gap shown", func() bool {
+		s := p.state("cut")
+		return s.State == source.StateDegraded && s.Unaccounted == 1 && s.Error.Code == "protocol.closed"
+	})
+}

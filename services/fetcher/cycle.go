@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 	"time"
 
 	"posthorn/pkg/bus"
@@ -43,12 +42,11 @@ type cycle struct {
 	source  source.Source
 	stamp   contract.Stamp
 	ledger  *ledger
-	mu      sync.Mutex // guards the ledger while mails of a batch are stored side by side
 	lease   func() bool
 	own     []string
 
 	nameless map[int]*place // POP3 without UIDL: places by number, for this cycle only
-	troubles []error        // mails that could not be taken in this time
+	trouble  error          // why a single mail could not be taken in this time
 }
 
 // tally accounts for every mail in the Inbox.
@@ -58,6 +56,7 @@ type tally struct {
 	Dead        int
 	Waiting     int // stored and not decided
 	Unaccounted int
+	Trouble     error // why a single mail is not accounted for
 }
 
 // run does one complete cycle. Its error means: nothing can be said about the mailbox now.
@@ -186,6 +185,7 @@ func (c *cycle) work(ctx context.Context, unknown []mailbox.Entry, firstContact 
 		return err
 	}
 	var wanted, large []mailbox.Info
+	infos = c.drain.doubts.sort(c.ledger.meta.UIDValidity, infos, c.fetcher.now())
 	infos, err = c.sinceStart(ctx, infos, firstContact)
 	if err != nil {
 		return err
@@ -223,7 +223,9 @@ func (c *cycle) sinceStart(ctx context.Context, infos []mailbox.Info, firstConta
 		return infos, nil
 	}
 	received := map[mailbox.Entry]time.Time{}
-	if c.source.Type == mailbox.POP3 && firstContact && !c.source.ImportFromNow() {
+	// Without UIDL nothing can be remembered of what was there, so its date has to tell, every time.
+	nameless := c.source.Type == mailbox.POP3 && !c.session.Status().HasUIDL
+	if nameless || c.source.Type == mailbox.POP3 && firstContact && !c.source.ImportFromNow() {
 		entries := make([]mailbox.Entry, len(infos))
 		for i, info := range infos {
 			entries[i] = info.Entry
@@ -242,7 +244,7 @@ func (c *cycle) sinceStart(ctx context.Context, infos []mailbox.Info, firstConta
 	for _, info := range infos {
 		at := info.InternalDate
 		before := !at.IsZero() && at.Before(boundary)
-		if c.source.Type == mailbox.POP3 && firstContact {
+		if nameless || c.source.Type == mailbox.POP3 && firstContact {
 			at = received[info.Entry]
 			before = at.IsZero() || at.Before(boundary)
 		}
@@ -395,8 +397,9 @@ func (c *cycle) left(ctx context.Context, s skip) error {
 	return err
 }
 
-// outcome asks the streams what became of a stored mail. The answer is stored while nothing is decided.
-func (c *cycle) outcome(ctx context.Context, mail string) (standing, *contract.ContactRequest, error) {
+// outcome asks the streams what became of a mail that was stored under a revision of the source. The answer is stored
+// while nothing is decided.
+func (c *cycle) outcome(ctx context.Context, mail string, revision uint64) (standing, *contract.ContactRequest, error) {
 	conn := c.fetcher.conn
 	last, err := conn.Last(ctx, contract.StreamContactRequests, contract.ContactRequestFilter(c.source.ID, mail))
 	if err == nil {
@@ -416,14 +419,21 @@ func (c *cycle) outcome(ctx context.Context, mail string) (standing, *contract.C
 	if !errors.Is(err, bus.ErrNotFound) {
 		return "", nil, err
 	}
-	decision, err := c.fetcher.skipped.Get(ctx, c.source.ID+"."+mail)
+	entry, err := c.fetcher.skipped.Get(ctx, c.source.ID+"."+mail)
 	if errors.Is(err, bus.ErrNotFound) {
 		return stored, nil, nil
 	}
 	if err != nil {
 		return "", nil, err
 	}
-	if string(decision.Value) == reply.Unsure {
+	var decision contract.Skipped
+	if err := json.Unmarshal(entry.Value, &decision); err != nil {
+		return "", nil, fault.New(fault.StoreCorrupt, err, nil)
+	}
+	switch {
+	case decision.Revision < revision:
+		return stored, nil, nil // the settings have changed since: the parser is looking again
+	case decision.Verdict == reply.Unsure:
 		return unsure, nil, nil
 	}
 	return skipped, nil, nil
@@ -447,7 +457,10 @@ func (c *cycle) order(ctx context.Context, request *contract.ContactRequest, whe
 
 // account brings the ledger up to date with the streams and counts every mail that lies in the Inbox.
 func (c *cycle) account(ctx context.Context, entries []mailbox.Entry, now time.Time) (tally, error) {
-	counts := tally{Listed: len(entries), Left: map[string]int{}}
+	counts := tally{Listed: len(entries), Left: map[string]int{}, Trouble: c.trouble}
+	if counts.Trouble == nil {
+		counts.Trouble = c.drain.doubts.worst()
+	}
 	for _, e := range entries {
 		if e.Deleted {
 			counts.Left["flagged"]++
@@ -461,7 +474,7 @@ func (c *cycle) account(ctx context.Context, entries []mailbox.Entry, now time.T
 			}
 		}
 		if line.Standing == stored {
-			outcome, _, err := c.outcome(ctx, line.Mail)
+			outcome, _, err := c.outcome(ctx, line.Mail, line.Revision)
 			if err != nil {
 				return tally{}, err
 			}
@@ -501,7 +514,7 @@ func (c *cycle) changed(line *place, known bool) {
 
 // revived notices that a dead letter was handled since.
 func (c *cycle) revived(ctx context.Context, line *place, now time.Time, known bool) error {
-	outcome, _, err := c.outcome(ctx, line.Mail)
+	outcome, _, err := c.outcome(ctx, line.Mail, line.Revision)
 	if err != nil {
 		return err
 	}
@@ -531,7 +544,7 @@ func (c *cycle) orderAgain(ctx context.Context, line *place, now time.Time) erro
 	if waiting, err := c.drain.ordersWaiting(ctx); err != nil || waiting {
 		return err
 	}
-	outcome, request, err := c.outcome(ctx, line.Mail)
+	outcome, request, err := c.outcome(ctx, line.Mail, line.Revision)
 	if err != nil || outcome != taken {
 		return err
 	}

@@ -39,6 +39,7 @@ type drain struct {
 	ledger  *ledger
 
 	short       map[string]int // how often a body came shorter than announced, by place
+	doubts      doubts         // mails that have ended sessions
 	sentRead    time.Time      // when the Sent mailbox was read last
 	sentChanged bool           // new sent mails since unsure mails were looked at
 	noSent      error          // why there is no sent index
@@ -277,6 +278,12 @@ func (d *drain) succeeded(ctx context.Context, counts tally) time.Duration {
 	}
 	if d.gap >= 2 {
 		state.Counts.Unaccounted = counts.Unaccounted
+		if trouble := fault.As(counts.Trouble); trouble != nil {
+			state.State, state.Error = source.StateDegraded, source.NewStateError(trouble, now)
+			if d.state.ErrorCode() == trouble.Code {
+				state.Error.Since = d.state.Error.Since
+			}
+		}
 	}
 	d.note(&state)
 	wait := time.Duration(d.source.PollInterval)
@@ -325,7 +332,7 @@ func (d *drain) backlog(waiting int) {
 	d.mu.Lock()
 	state := d.state
 	d.mu.Unlock()
-	state.Counts.Waiting = waiting
+	state.Counts.Waiting, state.Backlog = waiting, waiting
 	d.report(context.Background(), state)
 }
 

@@ -69,7 +69,7 @@ func (f *Fetcher) Run(ctx context.Context, ready func()) error {
 func (f *Fetcher) drain(ctx context.Context, owned stage.Owned) {
 	d := &drain{
 		fetcher: f, log: f.log.With("source", owned.Source.ID), owned: owned, source: owned.Source,
-		short: map[string]int{},
+		short: map[string]int{}, doubts: doubts{},
 	}
 	d.run(ctx)
 }

@@ -55,6 +55,8 @@ type place struct {
 	// Disposition and Fingerprint allow an order to be repeated.
 	Disposition contract.Disposition `json:"d,omitempty"`
 	Fingerprint string               `json:"f,omitempty"`
+	// Revision of the source under which the mail was stored: decisions made under an older one do not count.
+	Revision uint64 `json:"rv,omitempty"`
 	// Received is the time the server took the mail in, unix seconds.
 	Received int64 `json:"r,omitempty"`
 	// Since is when the standing began, unix seconds.

@@ -45,10 +45,14 @@ func (c *cycle) take(ctx context.Context, mails []mailbox.Info) error {
 	for len(mails) > 0 {
 		n, sum := 0, int64(0)
 		for n < len(mails) && n < batchMails && (n == 0 || sum+mails[n].Size <= batchBytes) {
+			if n > 0 && c.drain.doubts.about(c.ledger.meta.UIDValidity, mails[n]) {
+				break // what ended a session before comes alone
+			}
 			sum += mails[n].Size
 			n++
 		}
 		if err := c.takeBatch(ctx, mails[:n]); err != nil {
+			c.doubt(mails[:n], err)
 			return err
 		}
 		mails = mails[n:]
@@ -136,6 +140,7 @@ func (c *cycle) takeBatch(ctx context.Context, mails []mailbox.Info) error {
 // book enters a stored mail in the ledger.
 func (c *cycle) book(f fetched) {
 	c.fetcher.metrics.fetched(c.source.ID, "stored")
+	delete(c.drain.doubts, f.line.id())
 	if f.info.UID == 0 && f.info.UIDL == "" {
 		c.nameless[f.info.Number] = f.line
 		return
@@ -146,7 +151,7 @@ func (c *cycle) book(f fetched) {
 // note remembers that one mail could not be taken in, without stopping the others.
 func (c *cycle) note(info mailbox.Info, err error) {
 	c.fetcher.metrics.fetched(c.source.ID, "failed")
-	c.troubles = append(c.troubles, err)
+	c.trouble = err
 	c.log.Warn("a mail could not be taken in; it stays in the Inbox and is fetched again", "uid", info.UID, "error", err)
 }
 
@@ -267,7 +272,7 @@ func (c *cycle) store(ctx context.Context, info mailbox.Info, mail *rawMail) (*p
 	line := c.line(info, key)
 	line.Fingerprint = where.Fingerprint
 	if info.UID == 0 && info.UIDL == "" { // downloaded in every cycle: ask before sending it all to the store again
-		if outcome, _, err := c.outcome(ctx, key); err != nil || outcome != stored {
+		if outcome, _, err := c.outcome(ctx, key, c.stamp.Revision); err != nil || outcome != stored {
 			if err != nil {
 				return nil, err
 			}
@@ -330,10 +335,8 @@ func (c *cycle) known(
 	ctx context.Context, line *place, key string, where contract.Place, stamp contract.Stamp,
 ) (*place, error) {
 	now := c.fetcher.now()
-	c.mu.Lock()
 	returned := c.ledger.wasPutBack(key, line.UID)
-	c.mu.Unlock()
-	outcome, request, err := c.outcome(ctx, key)
+	outcome, request, err := c.outcome(ctx, key, stamp.Revision)
 	if err != nil {
 		return nil, err
 	}
@@ -372,7 +375,7 @@ func (c *cycle) evaluate(
 func (c *cycle) line(info mailbox.Info, key string) *place {
 	line := &place{
 		UIDValidity: c.ledger.meta.UIDValidity, UID: info.UID, UIDL: info.UIDL, Size: info.Size, Mail: key,
-		Disposition: c.stamp.Disposition,
+		Disposition: c.stamp.Disposition, Revision: c.stamp.Revision,
 	}
 	if !info.InternalDate.IsZero() {
 		line.Received = info.InternalDate.Unix()

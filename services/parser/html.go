@@ -1,8 +1,8 @@
 package parser
 
 import (
+	"bytes"
 	"context"
-	"strings"
 
 	"github.com/jhillyerd/enmime/v2"
 
@@ -17,7 +17,7 @@ func HTML(ctx context.Context, open Opener, size int64, limits Limits) (html []b
 	if err != nil || list == nil {
 		return nil, false, err
 	}
-	var out strings.Builder
+	var out bytes.Buffer
 	for _, l := range bodies(list.root, list.leaves, true) {
 		source, _ := decodeHTML(l.content(), l.charset())
 		l.part.Content = nil
@@ -27,7 +27,7 @@ func HTML(ctx context.Context, open Opener, size int64, limits Limits) (html []b
 		ok = true
 		out.WriteString(source)
 	}
-	return []byte(out.String()), ok, nil
+	return out.Bytes(), ok, nil
 }
 
 // opened is a mail whose parts can be taken out.

@@ -107,6 +107,8 @@ func newEnmime(s *survey, limits Limits, t *tree) *enmime.Parser {
 			delete(params, "boundary")
 		case boundary == "":
 			warn("missing-boundary")
+		case s.flat:
+			delete(params, "boundary")
 		case len(boundary) > maxBoundary, known && count == 0:
 			// No part would ever be found, and enmime would lose the text: it stays one part.
 			warn("missing-boundary")

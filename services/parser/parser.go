@@ -241,14 +241,18 @@ func (p *Parser) pass(ctx context.Context, mail storedMail, content contract.Con
 // and the bytes are erased.
 func (p *Parser) leave(ctx context.Context, mail storedMail, content contract.Content) error {
 	source := mail.stamp.Source.ID
-	if _, err := p.skipped.Put(ctx, source+"."+mail.key, []byte(content.Reply.Verdict)); err != nil {
+	decision, err := json.Marshal(contract.Skipped{Verdict: content.Reply.Verdict, Revision: mail.stamp.Revision})
+	if err != nil {
+		return err
+	}
+	if _, err := p.skipped.Put(ctx, source+"."+mail.key, decision); err != nil {
 		return err
 	}
 	reason := "skipped"
 	if content.Reply.Verdict == reply.Unsure {
 		reason = "unsure"
 	}
-	err := p.publish(ctx, mail, contract.TypeSkipped, contract.SkippedSubject(source), content.MessageID,
+	err = p.publish(ctx, mail, contract.TypeSkipped, contract.SkippedSubject(source), content.MessageID,
 		contract.SkippedMail{
 			Mail: mail.key, Source: mail.stamp.Source, Place: mail.place, MessageID: content.MessageID, From: content.From,
 			Subject: content.Subject, ReceivedAt: content.ReceivedAt, SkippedAt: time.Now().UTC(), Reason: reason,

@@ -26,6 +26,7 @@ type survey struct {
 	noHeader bool   // the mail is all body
 	mended   bool   // something stands before the header that is none
 	over     string // the limit that the mail exceeds, "" for none
+	flat     bool   // do not open multiparts: everything after the header is text
 	// delimiters counts the lines "--boundary" of each declared boundary.
 	delimiters map[string]int
 }

@@ -18,9 +18,9 @@ var (
 		`weitergeleitete nachricht|message transféré|mensaje reenviado|reply message|reply above this line|` +
 		`vastaa tämän rivin yläpuolelle)`)
 	// aboveLine asks for the answer above it, as ticket systems do.
-	aboveLine = regexp.MustCompile(`(?i)^[\s>]*#*-{0,3}\s*(?:please (?:type|write) your reply above this line|` +
+	aboveLine = regexp.MustCompile(`(?i)^[\s>]*[#-]+\s*(?:please (?:type|write) your reply above this line|` +
 		`reply above this line|kirjoita vastauksesi tämän rivin yläpuolelle|vastaa tämän rivin yläpuolelle|` +
-		`skriv ditt svar ovanför denna rad|bitte antworten sie oberhalb dieser zeile)\s*-{0,3}#*\s*$`)
+		`skriv ditt svar ovanför denna rad|bitte antworten sie oberhalb dieser zeile)\s*[#-]*\s*$`)
 	// attribution says that somebody wrote; the line ends with a colon.
 	attribution = regexp.MustCompile(`(?i)(?:^|[\s>),])(?:wrote|writes|schrieb|kirjoitti|skrev|ha scritto|escribió|` +
 		`escreveu|schreef|napisał|napisała|napisał\(a\)|napsal|napsala|napsal\(a\)|írta|kirjutas|rakstīja|rašė|` +
@@ -95,7 +95,8 @@ func cutsRest(lines []string, i int) bool {
 	if len(line) > 400 {
 		return false
 	}
-	if originalMessage.MatchString(line) || aboveLine.MatchString(line) {
+	if start := strings.TrimLeft(line, " \t>"); start != "" && strings.ContainsAny(start[:1], "-_*=#\xe2") &&
+		(originalMessage.MatchString(line) || aboveLine.MatchString(line)) {
 		return true
 	}
 	if strings.HasPrefix(line, "________________") { // Outlook's rule, followed by its header block
@@ -108,7 +109,7 @@ func cutsRest(lines []string, i int) bool {
 		}
 		line = lines[i]
 	}
-	if len(line) > 400 || !headerFrom.MatchString(line) {
+	if len(line) > 400 || !strings.ContainsAny(line[:min(len(line), 60)], ":\uff1a") || !headerFrom.MatchString(line) {
 		return false
 	}
 	others, looked := 0, 0

@@ -73,6 +73,12 @@ func Read(ctx context.Context, open Opener, size int64, limits Limits) (Parsed, 
 		p.repair("bare-cr")
 	}
 	t, limit, err := readTree(ctx, open, &s, p.Header, limits)
+	if err == nil && t.root == nil && limit == "" {
+		p.failed = true
+		p.warn("mime-failed")
+		s.flat = true // what enmime refuses is shown as it stands
+		t, limit, err = readTree(ctx, open, &s, p.Header, limits)
+	}
 	if err != nil {
 		return Parsed{}, err
 	}
@@ -237,9 +243,7 @@ func (p *parsing) parts(root *enmime.Part) {
 		p.Attachments = append(p.Attachments, l.attachment())
 		l.part.Content = nil
 	}
-	if class := p.PartClass; class != "" && !reply.Vetoes(p.Machine) {
-		p.Machine = class
-	}
+	p.Machine = reply.Stronger(p.Machine, p.PartClass)
 }
 
 // text sets Text and TextReply.

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -208,6 +209,7 @@ func TestHostileMailIsReadSoon(t *testing.T) {
 		"100000 parts":                  {multi + strings.Repeat("--b\r\n\r\nx\r\n", 100_000), "limits", ""},
 		"100000 parts with blanks":      {multi + strings.Repeat("--b x\r\n\r\nx\r\n", 100_000), "limits", ""},
 		"parts in disguise":             {multi + "--b\r\n" + strings.Repeat("\rX--b \nY--b \n\nx\n", 20_000), "", ""},
+		"a part that enmime refuses":    {multi + "--b\r\n\r\nthis stays\rX--b \nnot one\n--b--", "", "this stays"},
 		"2000 levels":                   {nested(2000), "limits", ""},
 		"60 levels":                     {nested(60), "limits", ""},
 		"12 levels":                     {nested(12), "repaired", "inside"},
@@ -368,6 +370,35 @@ func TestAMailBeyondALimitKeepsItsHeader(t *testing.T) {
 	p, err := Read(context.Background(), given(raw), -1, Limits{Time: time.Nanosecond})
 	if err != nil || p.Limit != "time" || p.Subject != "x" {
 		t.Errorf("%+v %q %v", p.Parse, p.Subject, err)
+	}
+}
+
+func TestAMailThatTakesTooLongIsGivenUpInTime(t *testing.T) {
+	// These delimiters are ones to enmime only, which takes ever longer for each.
+	raw := []byte("Subject: slow\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n" +
+		strings.Repeat("\rX--b \nY--b \n\nx\n", 1_000_000))
+	start := time.Now()
+	p, err := Read(context.Background(), given(raw), -1, Limits{Time: time.Second})
+	if err != nil || p.Limit != "time" || p.Parse.Status != StatusLimits || p.Subject != "slow" {
+		t.Errorf("%+v %q %v", p.Parse, p.Limit, err)
+	}
+	if d := time.Since(start); d > 20*time.Second {
+		t.Errorf("took %v", d)
+	}
+}
+
+func TestALargeAttachmentIsHeldOnce(t *testing.T) {
+	raw := []byte("Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nhei\r\n--b\r\nContent-Type: application/pdf\r\n" +
+		"Content-Transfer-Encoding: base64\r\n\r\n" + strings.Repeat(strings.Repeat("QUJD", 19)+"\r\n", 10<<20/57) + "--b--\r\n")
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	p := mustRead(t, raw)
+	runtime.ReadMemStats(&after)
+	if len(p.Attachments) != 1 || p.Attachments[0].Size < 10_000_000 {
+		t.Fatalf("%+v", p.Attachments)
+	}
+	if used := after.TotalAlloc - before.TotalAlloc; used > uint64(len(raw))*2 {
+		t.Errorf("%d bytes for a mail of %d", used, len(raw))
 	}
 }
 

@@ -99,8 +99,8 @@ var taskKey = regexp.MustCompile(`\b[A-Za-z][A-Za-z0-9]{0,9}#[0-9]{1,12}\b`)
 func Decide(in Input) Verdict {
 	class, weak := Machine(in.Header)
 	var v Verdict
-	if in.PartClass != "" && strength(in.PartClass) > strength(class) {
-		class = in.PartClass
+	if stronger := Stronger(class, in.PartClass); stronger != class {
+		class = stronger
 		v.Reasons = append(v.Reasons, ReasonPartClass)
 	}
 	v.Machine = class

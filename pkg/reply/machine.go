@@ -130,14 +130,20 @@ func Machine(h Header) (class string, reasons []string) {
 	}
 
 	for c := range signs {
-		if strength(c) > strength(class) {
-			class = c
-		}
+		class = Stronger(class, c)
 	}
 	return class, reasons
 }
 
-// strength orders the classes: where several fit, the strongest stands.
+// Stronger is the class that stands when two fit: of "dsn" and "bulk" the first. "" is the weakest.
+func Stronger(a, b string) string {
+	if strength(b) > strength(a) {
+		return b
+	}
+	return a
+}
+
+// strength orders the classes.
 func strength(class string) int {
 	return slices.Index([]string{ClassBulk, ClassList, ClassAutoReply, ClassFeedback, ClassMDN, ClassDSN}, class)
 }

@@ -454,7 +454,7 @@ func toStored(msg *nats.Msg) (Stored, *nats.MsgMetadata, error) {
 }
 
 // Lag tells how many messages a durable consumer has not delivered yet, and how many it has delivered that are not
-// settled yet.
+// settled yet. The numbers may trail a publish by a moment.
 func (c *Conn) Lag(
 	ctx context.Context, stream contract.Stream, durable string,
 ) (pending, ackPending uint64, err error) {

@@ -121,7 +121,8 @@ func TestEveryWayNotToGetInHasItsCode(t *testing.T) {
 		"a name that does not exist": {with(imap.Settings("user"), func(s *mailbox.Settings) {
 			s.Host = "mial.example.invalid"
 		}), fault.DNSNoSuchHost},
-		"a port nobody answers": {with(imap.Settings("user"), func(s *mailbox.Settings) { s.Port = closed }), fault.TCPRefused},
+		"a port nobody answers": {with(imap.Settings("user"), func(s *mailbox.Settings) { s.Port = closed }),
+			fault.TCPRefused},
 		"a wrong password": {with(imap.Settings("user"), func(s *mailbox.Settings) { s.Password = "wrong" }),
 			fault.AuthRejected},
 		"a wrong POP3 password": {with(pop.Settings("user"), func(s *mailbox.Settings) { s.Password = "wrong" }),
@@ -248,12 +249,16 @@ func TestNothingIsSentInClearWhenSTARTTLSIsDemanded(t *testing.T) {
 		answers  []mailboxtest.Answer
 		want     fault.Code
 	}{
-		"not offered":     {"* OK\r\n", []mailboxtest.Answer{capability("AUTH=PLAIN")}, fault.TLSNoSTARTTLS},
-		"refused":         {"* OK\r\n", []mailboxtest.Answer{capability("STARTTLS"), {Verb: "STARTTLS", Say: "{tag} NO\r\n"}}, fault.TLSNoSTARTTLS},
-		"early answer":    {"* OK\r\nP1 OK done\r\nP2 OK done\r\n", []mailboxtest.Answer{capability("STARTTLS")}, fault.ProtocolBroken},
-		"PREAUTH":         {"* PREAUTH\r\n", nil, fault.TLSPreAuth},
-		"something after": {"* OK\r\n", []mailboxtest.Answer{capability("STARTTLS"), {Verb: "STARTTLS", Say: "{tag} OK\r\n* CAPABILITY X\r\n", StartTLS: config}}, fault.TLSMode},
-		"hung":            {"* OK\r\n", []mailboxtest.Answer{capability("STARTTLS"), {Verb: "STARTTLS", Say: "{tag} OK\r\n", Hang: true}}, fault.ProtocolTimeout},
+		"not offered": {"* OK\r\n", []mailboxtest.Answer{capability("AUTH=PLAIN")}, fault.TLSNoSTARTTLS},
+		"refused": {"* OK\r\n", []mailboxtest.Answer{capability("STARTTLS"), {Verb: "STARTTLS", Say: "{tag} NO\r\n"}},
+			fault.TLSNoSTARTTLS},
+		"early answer": {"* OK\r\nP1 OK done\r\nP2 OK done\r\n", []mailboxtest.Answer{capability("STARTTLS")},
+			fault.ProtocolBroken},
+		"PREAUTH": {"* PREAUTH\r\n", nil, fault.TLSPreAuth},
+		"something after": {"* OK\r\n", []mailboxtest.Answer{capability("STARTTLS"),
+			{Verb: "STARTTLS", Say: "{tag} OK\r\n* CAPABILITY X\r\n", StartTLS: config}}, fault.TLSMode},
+		"hung": {"* OK\r\n", []mailboxtest.Answer{capability("STARTTLS"),
+			{Verb: "STARTTLS", Say: "{tag} OK\r\n", Hang: true}}, fault.ProtocolTimeout},
 		"POP3 refused": {"+OK\r\n", []mailboxtest.Answer{{Verb: "CAPA", Say: "+OK\r\nSTLS\r\nUSER\r\n.\r\n"},
 			{Verb: "STLS", Say: "-ERR no\r\n"}}, fault.TLSNoSTARTTLS},
 		"POP3 something after": {"+OK\r\n", []mailboxtest.Answer{{Verb: "CAPA", Say: "+OK\r\nSTLS\r\nUSER\r\n.\r\n"},
@@ -360,7 +365,8 @@ func TestAConnectionTestReportsEveryStepAndChangesNothing(t *testing.T) {
 	for _, step := range steps {
 		got = append(got, step.Name+":"+string(step.Status))
 	}
-	want := "dns:ok policy:ok tcp:ok tls:ok greeting:ok capabilities:ok sign-in:ok inbox:ok archive:ok rights:skipped backlog:ok"
+	want := "dns:ok policy:ok tcp:ok tls:ok greeting:ok capabilities:ok sign-in:ok inbox:ok archive:ok " +
+		"rights:skipped backlog:ok"
 	if strings.Join(got, " ") != want {
 		t.Errorf("steps %s", strings.Join(got, " "))
 	}

@@ -39,7 +39,6 @@ const (
 type opening struct {
 	Settings
 
-	guard *guard
 	watch func(step string, took time.Duration, facts map[string]string, err error)
 }
 

@@ -8,10 +8,10 @@ import (
 	"strings"
 )
 
-// Fingerprint is a hash over what identifies a mail in its header (Message-ID, Date, From, To, Subject; the whole header
-// when none of them is there), indifferent to folding and trailing blanks, so that it stays the same when a server
-// renders a header differently. It is compared before a mail is moved or deleted. header is the header block with or
-// without the empty line at its end; what follows that line is not looked at.
+// Fingerprint is a hash over what identifies a mail in its header (Message-ID, Date, From, To, Subject; the whole
+// header when none of them is there), indifferent to folding and trailing blanks, so that it stays the same when a
+// server renders a header differently. It is compared before a mail is moved or deleted. header is the header block
+// with or without the empty line at its end; what follows that line is not looked at.
 func Fingerprint(header []byte) string {
 	var identifying, all []string
 	for _, field := range fields(header) {

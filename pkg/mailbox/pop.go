@@ -133,7 +133,8 @@ func (s *popSession) List(ctx context.Context) ([]Entry, error) {
 }
 
 // listing runs a command that lists all mails and calls each with the number and the rest of every line.
-func (s *popSession) listing(ctx context.Context, command string, count int, each func(n int, rest string) error) error {
+func (s *popSession) listing(ctx context.Context, command string, count int,
+	each func(n int, rest string) error) error {
 	var answer *bytes.Buffer
 	budget := min(budgetList, budgetQuiet+int64(count)*128)
 	err := s.command(ctx, command, budget, func() (err error) {
@@ -321,7 +322,6 @@ func (s *popSession) lines(ctx context.Context, step, command string, budget int
 type popBody struct {
 	r      *bufio.Reader
 	lost   func(error) error
-	begun  bool
 	inLine bool // the next byte is not the first of a line
 	cr     bool // the last byte was a CR
 	rest   []byte

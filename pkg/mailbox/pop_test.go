@@ -15,7 +15,8 @@ import (
 )
 
 var popAnswers = []mailboxtest.Answer{
-	{Verb: "CAPA", Say: "+OK\r\nUSER\r\nUIDL\r\nTOP\r\n.\r\n"}, {Verb: "USER", Say: "+OK\r\n"}, {Verb: "PASS", Say: "+OK\r\n"},
+	{Verb: "CAPA", Say: "+OK\r\nUSER\r\nUIDL\r\nTOP\r\n.\r\n"},
+	{Verb: "USER", Say: "+OK\r\n"}, {Verb: "PASS", Say: "+OK\r\n"},
 	{Verb: "STAT", Say: "+OK 3 60\r\n"}, {Verb: "LIST", Say: "+OK\r\n1 20\r\n2 20\r\n3 20\r\n.\r\n"},
 	{Verb: "UIDL", Say: "+OK\r\n1 a\r\n2 b\r\n3 c\r\n.\r\n"},
 }
@@ -49,8 +50,9 @@ func TestAPOP3BodyIsReadByteForByte(t *testing.T) {
 		"a dot first":              ".Subject: x\r\n\r\nx\r\n",
 		"carriage returns":         "Subject: x\r\n\r\na\r\rb\r.\r\r\n.\r\n",
 		"NUL and high bytes":       "Subject: x\r\n\r\n\x00\xff\xfe\r\n",
-		"long lines":               "Subject: x\r\n\r\n" + strings.Repeat("x", 200<<10) + "\r\n." + strings.Repeat("y", 65535) + "\r\n",
-		"dot at a buffer's end":    "Subject: x\r\n\r\n" + strings.Repeat("x", 64<<10-21) + "\r\n.\r\nrest\r\n",
+		"long lines": "Subject: x\r\n\r\n" + strings.Repeat("x", 200<<10) + "\r\n." +
+			strings.Repeat("y", 65535) + "\r\n",
+		"dot at a buffer's end": "Subject: x\r\n\r\n" + strings.Repeat("x", 64<<10-21) + "\r\n.\r\nrest\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := startPOP3(t, mailboxtest.POP3Options{Security: mailbox.Plain})
@@ -73,7 +75,8 @@ func TestAPOP3BodyThatIsNotWholeIsNoMail(t *testing.T) {
 		"shorter than said": {mailboxtest.Fault{Reply: "+OK\r\nSubject: x\r\n\r\n.\r\n"}, fault.ProtocolShort},
 		"empty":             {mailboxtest.Fault{Reply: "+OK\r\n.\r\n"}, fault.ProtocolEmpty},
 		"hung":              {mailboxtest.Fault{Hang: true}, fault.ProtocolTimeout},
-		"more than one":     {mailboxtest.Fault{Reply: "+OK\r\n" + string(raw(1)) + ".\r\n+OK smuggled\r\n"}, fault.ProtocolBroken},
+		"more than one": {mailboxtest.Fault{Reply: "+OK\r\n" + string(raw(1)) + ".\r\n+OK smuggled\r\n"},
+			fault.ProtocolBroken},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := startPOP3(t, mailboxtest.POP3Options{Fault: func(verb, _ string) *mailboxtest.Fault {

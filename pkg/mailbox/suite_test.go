@@ -35,7 +35,8 @@ type account struct {
 }
 
 func raw(n int) []byte {
-	return []byte(fmt.Sprintf("Message-ID: <mail%d@example.org>\r\nFrom: Anna <anna@example.org>\r\nTo: sales@example.org\r\n"+
+	return []byte(fmt.Sprintf("Message-ID: <mail%d@example.org>\r\nFrom: Anna <anna@example.org>\r\n"+
+		"To: sales@example.org\r\n"+
 		"Subject: Mail %d\r\nDate: Mon, 23 Nov 2026 10:00:00 +0200\r\n\r\nHello %d\r\n.hidden\r\n..two\r\n", n, n, n))
 }
 

@@ -85,12 +85,8 @@ func TestAHungServerIsNoticedInEveryCommand(t *testing.T) {
 	for name, c := range run {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			idle := mailboxtest.Answer{Verb: "IDLE", Say: "+ idling\r\n"}
-			if c.verb == "IDLE" {
-				idle.Say = ""
-			}
-			_, s := scriptedInbox(t, c.caps, mailboxtest.Answer{Verb: c.verb, Say: map[bool]string{true: idle.Say}[c.verb == "IDLE"],
-				Hang: true}, idle)
+			_, s := scriptedInbox(t, c.caps, mailboxtest.Answer{Verb: c.verb, Hang: true},
+				mailboxtest.Answer{Verb: "IDLE", Say: "+ idling\r\n"})
 			session := open(t, s, c.mode)
 			began := time.Now()
 			wantFault(t, c.call(t.Context(), session), fault.ProtocolTimeout)
@@ -226,11 +222,13 @@ func TestOddAnswersDoNotEndASession(t *testing.T) {
 
 func TestAnArchiveIsFoundBesideAMailboxNamedRandD(t *testing.T) {
 	server, s := scriptedInbox(t, "MOVE UIDPLUS",
-		mailboxtest.Answer{Verb: `LIST "" "*"`, Say: "* LIST () \"/\" R&D\r\n* LIST (\\Archive) \"/\" Arkisto\r\n{tag} OK\r\n"},
+		mailboxtest.Answer{Verb: `LIST "" "*"`,
+			Say: "* LIST () \"/\" R&D\r\n* LIST (\\Archive) \"/\" Arkisto\r\n{tag} OK\r\n"},
 		mailboxtest.Answer{Verb: "LIST ", Say: "* LIST () \"/\" R&D\r\n{tag} OK\r\n"},
 		mailboxtest.Answer{Verb: "UID SEARCH", Say: "* SEARCH\r\n{tag} OK\r\n"},
 		mailboxtest.Answer{Verb: "UID MOVE", Say: "* 1 EXPUNGE\r\n{tag} OK\r\n"})
-	results, err := open(t, s, mailbox.Write).Dispose(t.Context(), contract.Archive, "Archive", []mailbox.Target{target1()})
+	results, err := open(t, s, mailbox.Write).Dispose(t.Context(), contract.Archive, "Archive",
+		[]mailbox.Target{target1()})
 	if err != nil || outcomes(results) != contract.OutcomeArchived || results[0].Mailbox != "Arkisto" {
 		t.Fatalf("%v, %v", results, err)
 	}
@@ -533,7 +531,8 @@ func TestMissingUIDVALIDITYIsTolerated(t *testing.T) {
 
 func TestAnAnswerOfOKIsNoProofThatAMailWasMoved(t *testing.T) {
 	_, s := scriptedInbox(t, "MOVE UIDPLUS", mailboxtest.Answer{Verb: "UID MOVE", Say: "{tag} OK\r\n"})
-	results, err := open(t, s, mailbox.Write).Dispose(t.Context(), contract.Archive, "Archive", []mailbox.Target{target1()})
+	results, err := open(t, s, mailbox.Write).Dispose(t.Context(), contract.Archive, "Archive",
+		[]mailbox.Target{target1()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,8 +71,8 @@ func StartDovecot(t TB, options DovecotOptions) *Dovecot {
 	if options.Mailboxes == nil {
 		options.Mailboxes = map[string]string{"Sent": `\Sent`, "Drafts": `\Drafts`, "Trash": `\Trash`}
 	}
-	// Unix sockets have short names, and other users must be able to enter.
-	dir, err := os.MkdirTemp("/tmp", "dovecot")
+	// Not t.TempDir: the paths of sockets are short, and other users must be able to enter.
+	dir, err := os.MkdirTemp("", "dovecot")
 	if err != nil {
 		t.Fatalf("%v", err)
 	}

@@ -37,8 +37,8 @@ type IMAPOptions struct {
 	Prefix string
 	// ReadOnly denies \Deleted in the Inbox.
 	ReadOnly bool
-	// Refuse may refuse MOVE, COPY, CREATE, STORE or EXPUNGE: by what it returns, usually an *imap.Error. mails are the raw
-	// mails concerned.
+	// Refuse may refuse MOVE, COPY, CREATE, STORE or EXPUNGE by returning an error, see [No]. mails are the raw mails
+	// concerned.
 	Refuse func(verb, mailbox string, mails [][]byte) error
 	// CA issues the certificate, default a new one; Certificate replaces the certificate.
 	CA          *CA

@@ -143,8 +143,8 @@ func (m *stored) fetch(w *imapserver.FetchResponseWriter, options *imap.FetchOpt
 	return w.Close()
 }
 
-// section is BODY[…]. The whole mail and its header are cut from the bytes as they are; go-imap would parse them and put
-// them together again.
+// section is BODY[…]. The whole mail and its header are cut from the bytes as they are; go-imap would parse them and
+// put them together again.
 func (m *stored) section(section *imap.FetchItemBodySection) []byte {
 	whole := len(section.Part) == 0 && section.Specifier == imap.PartSpecifierNone
 	header := len(section.Part) == 0 && section.Specifier == imap.PartSpecifierHeader &&

@@ -172,7 +172,7 @@ type Evaluate struct {
 	Mail  string `json:"mail"`
 	Stamp Stamp  `json:"stamp"`
 	Place Place  `json:"place"`
-	// Reason is twin, seen-again, released or grace.
+	// Reason is seen-again (its bytes came from another place, or once more) or stuck (stored, but never decided).
 	Reason string `json:"reason"`
 }
 

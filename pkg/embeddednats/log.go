@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 )
 
 // logger passes the server's messages on. Its notices are debug messages of the program: they tell how the server
@@ -13,15 +14,21 @@ type logger struct {
 	fatal chan error
 }
 
-func (l *logger) Noticef(format string, v ...any) { l.log.Debug("nats: " + fmt.Sprintf(format, v...)) }
-func (l *logger) Warnf(format string, v ...any)   { l.log.Warn("nats: " + fmt.Sprintf(format, v...)) }
-func (l *logger) Errorf(format string, v ...any)  { l.log.Error("nats: " + fmt.Sprintf(format, v...)) }
+func (l *logger) Noticef(format string, v ...any) { l.log.Debug("nats", "message", fmt.Sprintf(format, v...)) }
+func (l *logger) Errorf(format string, v ...any)  { l.log.Error("nats", "message", fmt.Sprintf(format, v...)) }
 func (l *logger) Debugf(string, ...any)           {}
 func (l *logger) Tracef(string, ...any)           {}
 
+func (l *logger) Warnf(format string, v ...any) {
+	if strings.HasPrefix(format, "Plaintext passwords") {
+		return // ours are random, and known to this process and its data directory alone
+	}
+	l.log.Warn("nats", "message", fmt.Sprintf(format, v...))
+}
+
 func (l *logger) Fatalf(format string, v ...any) {
 	text := fmt.Sprintf(format, v...)
-	l.log.Error("nats: " + text)
+	l.log.Error("nats", "message", text)
 	select {
 	case l.fatal <- errors.New(text):
 	default: // the first reason is the one that counts

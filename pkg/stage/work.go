@@ -29,6 +29,7 @@ type Work struct {
 	handled   *prometheus.CounterVec
 	took      *prometheus.HistogramVec
 	inHand    *prometheus.GaugeVec
+	setAside  *prometheus.CounterVec
 }
 
 // Input is a durable consumer that a stage reads from.
@@ -60,8 +61,11 @@ func NewWork(
 		inHand: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "posthorn_stage_inflight", Help: "Messages in hand.", ConstLabels: label,
 		}, []string{"input"}),
+		setAside: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "posthorn_dlq_messages_total", Help: "Mails set aside for good, by error code.", ConstLabels: label,
+		}, []string{"reason"}),
 	}
-	for _, c := range []prometheus.Collector{w.handled, w.took, w.inHand} {
+	for _, c := range []prometheus.Collector{w.handled, w.took, w.inHand, w.setAside} {
 		if err := metrics.Register(c); err != nil {
 			return nil, err
 		}
@@ -104,6 +108,7 @@ func (w *Work) measure(next message.HandlerFunc) message.HandlerFunc {
 		switch {
 		case fault.Permanent(err):
 			result = "set-aside"
+			w.setAside.WithLabelValues(string(fault.CodeOf(err))).Inc()
 		case err != nil:
 			result = "again"
 		}

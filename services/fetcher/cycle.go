@@ -481,7 +481,9 @@ func (c *cycle) account(ctx context.Context, entries []mailbox.Entry, now time.T
 			if outcome != stored {
 				line.stands(outcome, now)
 				c.changed(line, known)
-			} else if c.lost(ctx, line, now) {
+			} else if lost, err := c.lost(ctx, line, now); err != nil {
+				return tally{}, err
+			} else if lost {
 				c.ledger.remove(line)
 				counts.Unaccounted++
 				continue
@@ -525,13 +527,30 @@ func (c *cycle) revived(ctx context.Context, line *place, now time.Time, known b
 	return nil
 }
 
-// lost tells whether a mail that is booked as stored is in no stream: then it is fetched again.
-func (c *cycle) lost(ctx context.Context, line *place, now time.Time) bool {
+// lost deals with a mail that is stored but was not decided for a while. It is fetched again when its bytes are in no
+// stream (true); when they are, and no stage has anything in hand or before it, the parser is asked to look again: what
+// carried the mail from stage to stage may have run out of its time.
+func (c *cycle) lost(ctx context.Context, line *place, now time.Time) (bool, error) {
 	if now.Sub(time.Unix(line.Since, 0)) < lostAfter {
-		return false
+		return false, nil
 	}
-	_, err := c.fetcher.conn.Last(ctx, contract.StreamMail, contract.RawSubject(c.source.ID, line.Mail))
-	return errors.Is(err, bus.ErrNotFound)
+	conn := c.fetcher.conn
+	_, err := conn.Last(ctx, contract.StreamMail, contract.RawSubject(c.source.ID, line.Mail))
+	if errors.Is(err, bus.ErrNotFound) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for stream, durable := range map[contract.Stream]string{
+		contract.StreamMail: bus.DurableParser, contract.StreamParsed: bus.DurableRouter,
+	} {
+		if pending, inHand, err := conn.Lag(ctx, stream, durable); err != nil || pending+inHand > 0 {
+			return false, err
+		}
+	}
+	line.Since = now.Unix()
+	return false, c.evaluate(ctx, line.Mail, c.placeOf(line), c.stamp, "stuck")
 }
 
 // orderAgain repeats the order for a mail that should have left the Inbox long ago, when no order is waiting: the
@@ -548,11 +567,15 @@ func (c *cycle) orderAgain(ctx context.Context, line *place, now time.Time) erro
 	if err != nil || outcome != taken {
 		return err
 	}
-	where := contract.Place{
+	line.Since = now.Unix()
+	c.ledger.touch(line)
+	return c.order(ctx, request, c.placeOf(line))
+}
+
+// placeOf is the place of a line of the ledger.
+func (c *cycle) placeOf(line *place) contract.Place {
+	return contract.Place{
 		Epoch: c.source.Epoch, Protocol: string(c.source.Type), UIDValidity: line.UIDValidity, UID: line.UID,
 		UIDL: line.UIDL, Size: line.Size, Fingerprint: line.Fingerprint,
 	}
-	line.Since = now.Unix()
-	c.ledger.touch(line)
-	return c.order(ctx, request, where)
 }

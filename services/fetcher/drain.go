@@ -164,6 +164,7 @@ func (d *drain) cycle(ctx context.Context) (tally, error) {
 		return tally{}, err
 	}
 	c.stamp = d.source.Stamp(d.evidence)
+	began := time.Now()
 	counts, err := c.run(ctx)
 	if err != nil {
 		if fault.CodeOf(err) == fault.StoreConflict {
@@ -171,6 +172,7 @@ func (d *drain) cycle(ctx context.Context) (tally, error) {
 		}
 		return tally{}, err
 	}
+	d.fetcher.metrics.cycle(d.source.ID, time.Since(began))
 	d.sentChanged = false
 	if d.source.Type == mailbox.POP3 {
 		d.close() // the maildrop is for one at a time: the archiver may want it

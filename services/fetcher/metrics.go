@@ -15,6 +15,7 @@ type metrics struct {
 	last      *prometheus.GaugeVec
 	signIns   *prometheus.CounterVec
 	messages  *prometheus.CounterVec
+	bytes     *prometheus.CounterVec
 	cycles    *prometheus.HistogramVec
 }
 
@@ -35,12 +36,15 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		messages: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "posthorn_fetch_messages_total", Help: "Mails by what the fetcher did: stored, left, failed.",
 		}, []string{"source", "result"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "posthorn_fetch_bytes_total", Help: "Bytes of mail stored.",
+		}, []string{"source"}),
 		cycles: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "posthorn_fetch_duration_seconds", Help: "Length of complete cycles.",
 			Buckets: prometheus.ExponentialBuckets(0.05, 3, 10),
 		}, []string{"source"}),
 	}
-	for _, c := range []prometheus.Collector{m.up, m.errorInfo, m.last, m.signIns, m.messages, m.cycles} {
+	for _, c := range []prometheus.Collector{m.up, m.errorInfo, m.last, m.signIns, m.messages, m.bytes, m.cycles} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -140,6 +140,7 @@ func (c *cycle) takeBatch(ctx context.Context, mails []mailbox.Info) error {
 // book enters a stored mail in the ledger.
 func (c *cycle) book(f fetched) {
 	c.fetcher.metrics.fetched(c.source.ID, "stored")
+	c.fetcher.metrics.bytes.WithLabelValues(c.source.ID).Add(float64(f.line.Size))
 	delete(c.drain.doubts, f.line.id())
 	if f.info.UID == 0 && f.info.UIDL == "" {
 		c.nameless[f.info.Number] = f.line
@@ -360,7 +361,9 @@ func (c *cycle) known(
 func (c *cycle) evaluate(
 	ctx context.Context, key string, where contract.Place, stamp contract.Stamp, reason string,
 ) error {
-	id := contract.EventID(key, fmt.Sprintf("evaluate %s %d", placeKey(where), stamp.Revision), 1)
+	// The id changes every minute: an order that is repeated later is not taken for the one before.
+	id := contract.EventID(key, fmt.Sprintf("evaluate %s %d %d", placeKey(where), stamp.Revision,
+		c.fetcher.now().Unix()/60), 1)
 	out, err := bus.Event(contract.TypeEvaluate, contract.EvaluateSubject(c.source.ID), id, c.source.ID,
 		contract.Evaluate{Mail: key, Stamp: stamp, Place: where, Reason: reason})
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 type Config struct {
 	// Instance names this process in logs.
 	Instance string
-	// Workers is how many mails are read side by side; default 8.
+	// Workers is how many mails are read side by side; default 32, enough for the publisher to commit in groups.
 	Workers int
 	// Memory bounds the raw bytes that are being read at the same time; default 64 MiB. A larger mail is read alone.
 	Memory int64
@@ -34,7 +34,7 @@ func (c *Config) check() error {
 		return errors.New("parser: Instance is required")
 	}
 	if c.Workers == 0 {
-		c.Workers = 8
+		c.Workers = 32
 	}
 	if c.Memory == 0 {
 		c.Memory = 64 << 20

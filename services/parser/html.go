@@ -9,9 +9,9 @@ import (
 	"posthorn/pkg/reply"
 )
 
-// HTML is the HTML of a mail as it stands in the mail, made UTF-8 (whatever charset the document itself declares); ok is
-// false when the mail has none. It is not sanitised: whoever shows it must do that. A mail with several HTML parts gives
-// them one after the other. Errors are those of [Read].
+// HTML is the HTML of a mail as it stands in the mail, made UTF-8 (whatever charset the document itself declares);
+// ok is false when the mail has none. It is not sanitised: whoever shows it must do that. A mail with several HTML
+// parts gives them one after the other. Errors are those of [Read].
 func HTML(ctx context.Context, open Opener, size int64, limits Limits) (html []byte, ok bool, err error) {
 	list, err := read(ctx, open, size, limits)
 	if err != nil || list == nil {

@@ -61,8 +61,8 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// What an event may hold, so that it always stays below 900 KB as JSON. "JSON" bounds count the escaped form, in which
-// one byte can become six.
+// What an event may hold, so that it always stays below 900 KB as JSON. "JSON" bounds count the escaped form, in
+// which one byte can become six.
 const (
 	maxText        = 256 << 10 // bytes of Text
 	maxTextJSON    = 320 << 10

@@ -15,8 +15,8 @@ import (
 	"posthorn/pkg/reply"
 )
 
-// opaque marks text types for enmime, so that it decodes their transfer encoding only: an attached text keeps its bytes,
-// and the charset of a text body is our own business (enmime's guess reads short or Chinese texts wrongly).
+// opaque marks text types for enmime, so that it decodes their transfer encoding only: an attached text keeps its
+// bytes, and the charset of a text body is our own business (enmime's guess reads short or Chinese texts wrongly).
 const opaque = "opaque-"
 
 // closed marks a multipart beyond Limits.Depth, which is kept as one attachment.
@@ -33,9 +33,11 @@ type tree struct {
 var errStopped = errors.New("reading stopped")
 
 // readTree gives the mail to enmime. The header block goes in as the fields that matter to MIME, rebuilt, so nothing
-// odd in it can stop the parser. A nil root without an error means that enmime failed; limit is "time" when it took too
-// long. An error is an error of reading the bytes, or of the context.
-func readTree(ctx context.Context, open Opener, s *survey, header reply.Header, limits Limits) (t tree, limit string, err error) {
+// odd in it can stop the parser. A nil root without an error means that enmime failed; limit is "time" when it took
+// too long. An error is an error of reading the bytes, or of the context.
+func readTree(ctx context.Context, open Opener, s *survey, header reply.Header, limits Limits) (
+	t tree, limit string, err error,
+) {
 	rc, err := open()
 	if err != nil {
 		return tree{}, "", err
@@ -220,8 +222,8 @@ func looseParam(value, name string) string {
 	return value
 }
 
-// extended reads a parameter in the extended notation of RFC 2231 (`name*=utf-8”a%20b`, `name*0*=…; name*1=…`), in any
-// charset. It is "" when the value has none.
+// extended reads a parameter in the extended notation of RFC 2231 (`name*=utf-8”a%20b`, `name*0*=…; name*1=…`), in
+// any charset. It is "" when the value has none.
 func extended(value, name string) string {
 	const most = 64 // pieces
 	pieces := make(map[string]string)
@@ -382,6 +384,16 @@ func newLeaf(p *enmime.Part, index int) *leaf {
 	}
 	l.media, l.closed = strings.CutPrefix(l.media, closed)
 	l.name = fileName(l.name)
+	if !strings.Contains(l.media, "/") { // "html", "pdf": no type at all
+		switch {
+		case l.media == "html":
+			l.media = "text/html"
+		case disposition != "attachment" && l.name == "":
+			l.media = "text/plain"
+		default:
+			l.media = "application/octet-stream"
+		}
+	}
 	related := p.Parent != nil && p.Parent.ContentType == "multipart/related"
 	l.inline = disposition == "inline" || disposition != "attachment" && p.ContentID != "" && related
 	if disposition == "attachment" || l.name != "" {

@@ -7,7 +7,8 @@ import (
 )
 
 // Part is the part of a mail with an index that the mail's event lists among its attachments: its description and its
-// bytes, transfer decoding done and nothing else. ok is false when the mail has no such part. Errors are those of [Read].
+// bytes, transfer decoding done and nothing else. ok is false when the mail has no such part. Errors are those of
+// [Read].
 func Part(ctx context.Context, open Opener, size int64, index int, limits Limits) (
 	a contract.Attachment, content []byte, ok bool, err error,
 ) {

@@ -29,17 +29,17 @@ var (
 	// dated is what an attribution has beside the verb: a date, a time or an address.
 	dated = regexp.MustCompile(`@|\d{1,4}[./-]\d{1,2}|\d{1,2}[:.]\d{2}|(?:19|20)\d\d`)
 	// headerFrom and headerOther are the lines of a header block that Outlook puts above what it quotes.
-	headerFrom = regexp.MustCompile(`(?i)^[\s>]*\*?(?:from|lähettäjä|från|fra|von|de|da|van|od|от|отправитель|feladó|saatja|` +
-		`kimden|发件人|寄件者|差出人|보낸 사람)\s*[:\x{FF1A}]\*?\s*\S`)
+	headerFrom = regexp.MustCompile(`(?i)^[\s>]*\*?(?:from|lähettäjä|från|fra|von|de|da|van|od|от|отправитель|` +
+		`feladó|saatja|kimden|发件人|寄件者|差出人|보낸 사람)\s*[:\x{FF1A}]\*?\s*\S`)
 	headerOther = regexp.MustCompile(`(?i)^[\s>]*\*?(?:sent|date|to|cc|subject|lähetetty|päivämäärä|päiväys|pvm|` +
-		`vastaanottaja|kopio|aihe|otsikko|skickat|datum|till|kopia|ämne|sendt|dato|til|emne|gesendet|an|betreff|envoyé|date|à|` +
+		`vastaanottaja|kopio|aihe|otsikko|skickat|datum|till|kopia|ämne|sendt|dato|til|emne|gesendet|an|betreff|envoyé|à|` +
 		`objet|enviado|enviada|fecha|para|asunto|assunto|data|inviato|a|oggetto|verzonden|aan|onderwerp|wysłano|do|temat|` +
 		`отправлено|дата|кому|копия|тема|发送时间|收件人|抄送|主题|寄件日期|收件者|主旨|送信日時|宛先|件名|日時)\s*[:\x{FF1A}]`)
 	// deviceLine is what telephones put under a mail.
 	deviceLine = regexp.MustCompile(`(?i)^\s*(?:sent from (?:my |mail for|outlook|yahoo|proton|samsung)|get outlook for|` +
 		`sent with |lähetetty (?:minun )?(?:iphone|ipad|samsung|android|windows|laitteesta|outlook|puhelime)|` +
-		`lähetetty .{0,40}(?:iphonesta|ipadista|puhelimesta|laitteesta)|hanki outlook|hae outlook|skickat från|hämta outlook|` +
-		`von meinem |gesendet (?:von|mit)|sendt fra|envoyé de (?:mon|mobile)|enviado desde|inviato da|verstuurd vanaf|` +
+		`lähetetty .{0,40}(?:iphonesta|ipadista|puhelimesta|laitteesta)|hanki outlook|hae outlook|` +
+		`skickat från|hämta outlook|von meinem |gesendet (?:von|mit)|sendt fra|envoyé de (?:mon|mobile)|enviado desde|inviato da|verstuurd vanaf|` +
 		`wysłane z |отправлено (?:с|из)|发自我的|iphoneから送信).{0,80}$`)
 )
 
@@ -130,8 +130,8 @@ func cutsRest(lines []string, i int) bool {
 	return others >= 2
 }
 
-// attributionAt tells how many lines an attribution such as "On Monday Anna wrote:" takes from line i on; 0 when there is
-// none. It may be broken over three lines.
+// attributionAt tells how many lines an attribution such as "On Monday Anna wrote:" takes from line i on; 0 when
+// there is none. It may be broken over three lines.
 func attributionAt(lines []string, i int) int {
 	const longest = 500
 	joined := ""
@@ -166,7 +166,8 @@ func attributionStart(line string) bool {
 	}
 	first, _, _ := strings.Cut(line, " ")
 	switch strings.TrimRight(first, ".,") {
-	case "on", "am", "den", "le", "el", "il", "em", "op", "på", "dnia", "dne", "w", "ma", "ti", "ke", "to", "pe", "la", "su",
+	case "on", "am", "den", "le", "el", "il", "em", "op", "på", "dnia", "dne", "w", "ma", "ti", "ke", "to", "pe", "la",
+		"su",
 		"mån", "tis", "ons", "tors", "fre", "lör", "sön":
 		return true
 	}

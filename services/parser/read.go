@@ -24,7 +24,8 @@ const (
 	StatusFailed   = "failed"   // could not be read: what stands in the header was taken
 )
 
-// Parsed is what a mail says. Its strings are valid UTF-8 without NUL, and it is below 850 KB as JSON, whatever the mail.
+// Parsed is what a mail says. Its strings are valid UTF-8 without NUL, and it is below 850 KB as JSON, whatever the
+// mail.
 type Parsed struct {
 	// Content lacks ReceivedAt, Reply and Raw, which are not in the mail. Machine is told from headers and parts.
 	contract.Content
@@ -342,8 +343,8 @@ func clean(s string) string {
 	return reply.DecodeWords(s)
 }
 
-// bodies are the leaves whose text is the mail's own, in order. Of alternatives one is taken: the plain one unless it is
-// blank or HTML is wanted.
+// bodies are the leaves whose text is the mail's own, in order. Of alternatives one is taken: the plain one unless
+// it is blank or HTML is wanted.
 func bodies(root *enmime.Part, list []*leaf, wantHTML bool) []*leaf {
 	byPart := make(map[*enmime.Part]*leaf, len(list))
 	for _, l := range list {

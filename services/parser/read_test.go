@@ -233,6 +233,7 @@ func TestHostileMailIsReadSoon(t *testing.T) {
 		"invalid UTF-8":        {"Subject: \xff\xfe\r\nFrom: \xff <a@b>\r\n\r\n\xff\xfe\xfd", "", ""},
 		"random bytes":         {strings.Repeat("\x80\x00\xff:\n=?\r", 100_000), "", ""},
 		"bad content type":     {"Content-Type: ;;;===\r\n\r\nbody", "", ""},
+		"content type html":    {multi + "--b\r\nContent-Type: <html>\r\n\r\n<p>body</p>\r\n--b--", "", "body"},
 		"content type text":    {"Content-Type: text\r\n\r\nbody", "repaired", "body"},
 		"bad base64":           {"Content-Transfer-Encoding: base64\r\n\r\n!!!!aGVsbG8=????x", "", "hello"},
 		"one line of 30 MB":    {"Subject: x\r\n\r\n" + strings.Repeat("x", 30<<20), "ok", "xxx"},

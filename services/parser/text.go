@@ -67,8 +67,8 @@ func decodeText(b []byte, charset, hint string) (text, repaired string) {
 	return reply.ToUTF8(b, charset)
 }
 
-// guessCharset looks for charsets that text without a declaration may be in, beside UTF-8 and windows-1252: only those
-// that are told apart safely.
+// guessCharset looks for charsets that text without a declaration may be in, beside UTF-8 and windows-1252: only
+// those that are told apart safely.
 func guessCharset(b []byte) string {
 	const enough = 64 << 10
 	b = b[:min(len(b), enough)]
@@ -148,8 +148,8 @@ func unflow(s string, delSp bool) string {
 	return out.String()
 }
 
-// htmlText walks over the tokens of an HTML document once and writes what a reader sees. It builds no tree, so no nesting
-// can make it slow. Quotations get "> " before their lines.
+// htmlText walks over the tokens of an HTML document once and writes what a reader sees. It builds no tree, so no
+// nesting can make it slow. Quotations get "> " before their lines.
 func htmlText(source string) passage {
 	z := html.NewTokenizer(strings.NewReader(source))
 	w := writer{}

@@ -13,7 +13,7 @@ import (
 type Config struct {
 	// Instance names this process in logs.
 	Instance string
-	// Workers is how many mails are routed side by side; default 32.
+	// Workers is how many mails are routed side by side; default 64.
 	Workers int
 }
 
@@ -30,7 +30,7 @@ func (c *Config) check() error {
 		return errors.New("router: Instance is required")
 	}
 	if c.Workers == 0 {
-		c.Workers = 32
+		c.Workers = 64
 	}
 	return nil
 }

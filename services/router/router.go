@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"posthorn/pkg/bus"
@@ -28,7 +29,7 @@ type Router struct {
 	publisher *bus.Publisher
 	threads   *bus.Bucket
 	sent      *bus.Bucket
-	work      *stage.Work
+	endToEnd  prometheus.Histogram
 }
 
 // New checks the configuration. Nothing is opened before Run.
@@ -36,7 +37,14 @@ func New(cfg Config, deps Deps) (*Router, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	return &Router{cfg: cfg, deps: deps, log: deps.Log.With("stage", "router"), publisher: deps.Publisher}, nil
+	r := &Router{
+		cfg: cfg, deps: deps, log: deps.Log.With("stage", "router"), publisher: deps.Publisher,
+		endToEnd: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "posthorn_end_to_end_seconds", Help: "From the mail's arrival on its server to its stored event.",
+			Buckets: prometheus.ExponentialBuckets(0.1, 4, 10),
+		}),
+	}
+	return r, deps.Metrics.Register(r.endToEnd)
 }
 
 // Run routes mails until ctx ends and those in hand are done. ready is called once, when mails are being taken.
@@ -108,6 +116,9 @@ func (r *Router) publish(ctx context.Context, p contract.ParsedMail, perhapsDone
 			err = fault.New(fault.StoreUnavailable, errors.New("an event is stored but cannot be read"), nil)
 		}
 		return event, err
+	}
+	if err == nil {
+		r.endToEnd.Observe(max(time.Since(event.ReceivedAt).Seconds(), 0))
 	}
 	return event, err
 }

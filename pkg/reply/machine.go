@@ -16,8 +16,8 @@ const (
 	ClassBulk      = "bulk"       // sent to many
 )
 
-// Vetoes tells whether mail of a class is never a customer's reply. A list or bulk mail can be one: a customer may stand
-// behind a group address.
+// Vetoes tells whether mail of a class is never a customer's reply. A list or bulk mail can be one: a customer may
+// stand behind a group address.
 func Vetoes(class string) bool {
 	switch class {
 	case ClassDSN, ClassMDN, ClassFeedback, ClassAutoReply:

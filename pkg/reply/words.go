@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// DecodeWords decodes the encoded words of a header value (RFC 2047) and returns one line of valid UTF-8 without control
-// characters. It is lenient where mail programs are careless: words inside quotes or glued to text, blanks inside a
-// word, base64 without padding, and characters split over two words of the same charset.
+// DecodeWords decodes the encoded words of a header value (RFC 2047) and returns one line of valid UTF-8 without
+// control characters. It is lenient where mail programs are careless: words inside quotes or glued to text, blanks
+// inside a word, base64 without padding, and characters split over two words of the same charset.
 func DecodeWords(s string) string {
 	var out strings.Builder
 	var pending []byte // decoded bytes of adjacent words in one charset

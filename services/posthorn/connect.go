@@ -20,10 +20,7 @@ import (
 )
 
 // notRunning says that no running program was found.
-type notRunning struct {
-	looked string
-	cause  error
-}
+type notRunning struct{ looked string }
 
 // Error says what was looked for, and how to start.
 func (e *notRunning) Error() string {
@@ -31,9 +28,6 @@ func (e *notRunning) Error() string {
 		"  you: start it with `posthorn run`, or name a running one with --data DIR or --nats URL " +
 		"(POSTHORN_DATA, POSTHORN_NATS)"
 }
-
-// Unwrap is why it could not be reached.
-func (e *notRunning) Unwrap() error { return nil }
 
 // url finds the NATS server of the running program.
 func (p *program) url() (string, error) {
@@ -43,7 +37,7 @@ func (p *program) url() (string, error) {
 	path := filepath.Join(p.globals.Data, "ready.json")
 	content, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", &notRunning{looked: "no --nats is given, and there is no " + path, cause: err}
+		return "", &notRunning{looked: "no --nats is given, and there is no " + path}
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s cannot be read: %w; it belongs to the user that runs Posthorn", path, err)
@@ -77,7 +71,7 @@ func (p *program) connect() (*bus.Conn, error) {
 		looked += ", which " + filepath.Join(p.globals.Data, "ready.json") + " names; it may be left from a program " +
 			"that did not stop cleanly"
 	}
-	return nil, &notRunning{looked: looked, cause: err}
+	return nil, &notRunning{looked: looked}
 }
 
 // withoutPassword takes the credentials out of a URL, or several.

@@ -287,8 +287,8 @@ func (p *program) checkSources(found *checks, conn *bus.Conn, store *source.Stor
 		default:
 			found.ok(name, "%s", text)
 		}
-		if !s.SSL {
-			found.warn(name, "Turn ssl on where the server offers it.", "the connection is not encrypted")
+		if badge := plainBadge(s.Source); badge != "" {
+			found.warn(name, "Turn ssl on where the server offers it.", "%s", badge)
 		}
 		if n := s.State.Unaccounted; n > 0 {
 			found.warn(name, "Look at it again after the next check.", "%s do not tally", count(n, "mail", "mails"))

@@ -170,7 +170,7 @@ func (p *program) printReceipt(r receipt) error {
 	t := table{head: []string{"TIME", "STAGE", "WHAT", ""}, indent: "  "}
 	for _, step := range r.Steps {
 		text := plain(step.Text, 300)
-		if step.Code != "" && step.Code != step.Text {
+		if step.Code != "" && step.What != "skipped" { // whose text says it all
 			text = strings.TrimSpace(step.Code + " " + text)
 		}
 		t.add([]string{step.At.In(p.zone).Format(time.DateTime), step.Stage, step.What, text})

@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -48,6 +50,7 @@ type shownSource struct {
 	State    source.State    `json:"state"`
 }
 
+// shown adds their states to sources. How much was taken in and set aside is counted in the streams.
 func (p *program) shown(conn *bus.Conn, sources []source.Source) ([]shownSource, error) {
 	bucket, err := conn.Bucket(p.ctx, bus.BucketSourceState)
 	if err != nil {
@@ -59,6 +62,17 @@ func (p *program) shown(conn *bus.Conn, sources []source.Source) ([]shownSource,
 	}
 	shown := make([]shownSource, len(sources))
 	for i, s := range sources {
+		taken, err := conn.Count(p.ctx, contract.StreamContactRequests,
+			contract.ContactRequestSubject(contract.EventReceived, "*", s.ID, "*"),
+			contract.ContactRequestSubject(contract.EventReplied, "*", s.ID, "*"))
+		if err != nil {
+			return nil, err
+		}
+		dead, err := conn.Count(p.ctx, contract.StreamDeadLetters, contract.DeadLetterSubject("*", s.ID, "*"))
+		if err != nil {
+			return nil, err
+		}
+		states[i].TakenIn, states[i].Dead = whole(taken), whole(dead)
 		shown[i] = shownSource{
 			Source: s.Shown(), Auth: s.Auth.Type, Shard: contract.Shard(s.ID), Revision: s.Revision, State: states[i],
 		}
@@ -97,9 +111,9 @@ func (p *program) printSources(shown []shownSource) error {
 	t := table{head: []string{"STATE", "ID", "NAME", "SERVER", "WORKFLOW", "LAST FULL CHECK"}}
 	for _, s := range shown {
 		t.add([]string{
-			mark(s.State), s.ID, plain(s.Name, 40), fmt.Sprintf("%s:%d", s.Server, s.Port), s.DefaultWorkflow,
+			mark(s.State.State), s.ID, plain(s.Name, 40), fmt.Sprintf("%s:%d", s.Server, s.Port), s.DefaultWorkflow,
 			ago(s.State.LastCycle, p.now()),
-		}, p.reasons(s.State, !s.SSL)...)
+		}, p.reasons(s)...)
 	}
 	return t.print(p.out)
 }
@@ -113,31 +127,32 @@ func urgency(state source.StateName) int {
 }
 
 // mark is a state with a sign, so that it is seen without reading.
-func mark(s source.State) string {
+func mark(s source.StateName) string {
 	signs := map[source.StateName]string{
 		source.StateFailing: "▲", source.StateStale: "!", source.StateDegraded: "!", source.StateConnecting: "…",
 		source.StateOK: "●", source.StatePaused: "‖",
 	}
-	return signs[s.State] + " " + string(s.State)
+	return signs[s] + " " + string(s)
 }
 
 // reasons say why a source is not well, and what to do.
-func (p *program) reasons(s source.State, plainText bool) []string {
+func (p *program) reasons(shown shownSource) []string {
 	var lines []string
-	switch {
-	case s.State == source.StatePaused:
-		line := "paused by " + plain(s.PausedBy, 60) + ", " + ago(s.Since, p.now())
+	s := shown.State
+	switch s.State {
+	case source.StatePaused:
+		who := "by " + plain(s.PausedBy, 60)
 		if s.PausedBy == source.ByFile {
-			line = "paused by the sources file, " + ago(s.Since, p.now())
+			who = "by the sources file"
 		}
-		lines = append(lines, line+". Go on with: posthorn sources resume "+s.ID)
-	case s.State == source.StateStale:
+		lines = append(lines, "paused "+who+", "+ago(s.Since, p.now())+". Go on with: posthorn sources resume "+s.ID)
+	case source.StateStale:
 		lines = append(lines, "not checked completely for "+span(p.now().Sub(s.Since))+
 			". Is its fetcher running? See `posthorn status`.")
 	}
 	if e := s.Error; e != nil {
 		line := plain(e.Text, 300) + " (" + string(e.Code) + "), since " + p.clock(e.Since)
-		if !s.NextTry.IsZero() && s.NextTry.After(p.now()) {
+		if s.NextTry.After(p.now()) {
 			line += ", next try " + p.clock(s.NextTry)
 		}
 		lines = append(lines, line)
@@ -148,13 +163,25 @@ func (p *program) reasons(s source.State, plainText bool) []string {
 			lines = append(lines, "you: "+plain(e.You, 400))
 		}
 	}
-	if plainText {
-		lines = append(lines, "! the connection is not encrypted: anybody on the way can read passwords and mail")
+	if badge := plainBadge(shown.Source); badge != "" {
+		lines = append(lines, "! "+badge)
 	}
 	for _, note := range s.Notes {
 		lines = append(lines, "note: "+plain(note, 400))
 	}
 	return lines
+}
+
+// plainBadge says that a connection is plain text, "" when it is not.
+func plainBadge(s source.Source) string {
+	switch ip := net.ParseIP(s.Server); {
+	case s.SSL:
+		return ""
+	case ip.IsLoopback() || s.Server == "localhost":
+		return "not encrypted, within this machine"
+	default:
+		return "not encrypted: passwords and mail can be read on the way"
+	}
 }
 
 type sourcesShowCmd struct {
@@ -215,7 +242,7 @@ func (p *program) printSource(s shownSource) error {
 		{"takes in", takesIn(s.Source)}, {"largest mail", s.MaxSize.String()}, {"polled every", s.PollInterval.String()},
 		{"managed", managed}, {"created", p.clock(s.CreatedAt)}, {"epoch", s.Epoch},
 		{"shard", fmt.Sprint(s.Shard)}, {"revision", fmt.Sprint(s.Revision)},
-		{"state", mark(s.State)}, {"last full check", ago(s.State.LastCycle, p.now())},
+		{"state", mark(s.State.State)}, {"last full check", ago(s.State.LastCycle, p.now())},
 	}
 	for _, field := range fields {
 		if field[1] == "" {
@@ -225,26 +252,34 @@ func (p *program) printSource(s shownSource) error {
 			return err
 		}
 	}
-	for _, line := range p.reasons(s.State, !s.SSL) {
+	for _, line := range p.reasons(s) {
 		if err := p.printf("%-16s %s\n", "", line); err != nil {
 			return err
 		}
 	}
 	counts := s.State.Counts
-	return p.printf("%-16s %d, of them %d left on purpose%s; waiting %d, unaccounted %d\n", "in the Inbox",
-		counts.Inbox, counts.Left, leftBy(counts.LeftBy), counts.Waiting, counts.Unaccounted)
+	left := strconv.Itoa(counts.Left) + " left on purpose"
+	if by := leftBy(counts.LeftBy); by != "" {
+		left += " (" + by + ")"
+	}
+	return p.printf("%-16s %s, of them %s; waiting %d, unaccounted %d\n", "in the Inbox",
+		count(counts.Inbox, "mail", "mails"), left, counts.Waiting, counts.Unaccounted)
 }
 
 // leftBy says why mails were left.
 func leftBy(by map[string]int) string {
 	var parts []string
 	for _, reason := range sortedKeys(by) {
-		parts = append(parts, fmt.Sprintf("%s %d", reason, by[reason]))
+		word, ok := map[string]string{
+			"skipped": "not a reply", "unsure": "perhaps a reply", "oversize": "too large",
+			"before_start": "before the start", "flagged": "marked as deleted", "put_back": "put back",
+		}[reason]
+		if !ok {
+			word = reason
+		}
+		parts = append(parts, fmt.Sprintf("%s: %d", word, by[reason]))
 	}
-	if len(parts) == 0 {
-		return ""
-	}
-	return " (" + strings.Join(parts, ", ") + ")"
+	return strings.Join(parts, ", ")
 }
 
 func takesIn(s source.Source) string {

@@ -58,8 +58,7 @@ type sourceStatus struct {
 	PausedBy    string         `json:"paused_by,omitempty"`
 	Notes       []string       `json:"notes"`
 
-	shown     source.State
-	plainText bool
+	shown shownSource
 }
 
 type sourceError struct {
@@ -129,18 +128,14 @@ func (p *program) ask(conn *bus.Conn, store *source.Store) (status, error) {
 	if err != nil {
 		return now, err
 	}
-	for i, s := range shown {
-		one, err := p.sourceStatus(conn, sources[i], s.State)
-		if err != nil {
-			return now, err
-		}
-		now.Sources = append(now.Sources, one)
+	for _, s := range shown {
+		now.Sources = append(now.Sources, newSourceStatus(s))
 	}
 	presents, err := stage.Presents(p.ctx, conn)
 	if err != nil {
 		return now, err
 	}
-	if now.Stages, err = p.stages(conn, presents, sources, shown); err != nil {
+	if now.Stages, err = p.stages(conn, presents, shown); err != nil {
 		return now, err
 	}
 	now.Store.SyncAlways = durable(presents)
@@ -167,12 +162,13 @@ func durable(presents []stage.Present) bool {
 	return len(moving) > 0 && !slices.ContainsFunc(moving, func(present stage.Present) bool { return !present.Durable })
 }
 
-func (p *program) sourceStatus(conn *bus.Conn, s source.Source, state source.State) (sourceStatus, error) {
+func newSourceStatus(shown shownSource) sourceStatus {
+	state := shown.State
 	one := sourceStatus{
-		ID: s.ID, Name: s.Name, State: state.State, LastCycle: utc(state.LastCycle), NextTry: utc(state.NextTry),
-		Left: state.Left, Waiting: state.Waiting, Unaccounted: state.Unaccounted, Since: utc(state.Since),
-		Inbox: state.Inbox, LeftBy: state.LeftBy, PausedBy: state.PausedBy, Notes: state.Notes,
-		shown: state, plainText: !s.SSL,
+		ID: shown.ID, Name: shown.Name, State: state.State, LastCycle: utc(state.LastCycle), NextTry: utc(state.NextTry),
+		TakenIn: state.TakenIn, Left: state.Left, Dead: state.Dead, Waiting: state.Waiting,
+		Unaccounted: state.Unaccounted, Since: utc(state.Since), Inbox: state.Inbox, LeftBy: state.LeftBy,
+		PausedBy: state.PausedBy, Notes: state.Notes, shown: shown,
 	}
 	if one.LeftBy == nil {
 		one.LeftBy = map[string]int{}
@@ -181,17 +177,12 @@ func (p *program) sourceStatus(conn *bus.Conn, s source.Source, state source.Sta
 		one.Notes = []string{}
 	}
 	if e := state.Error; e != nil {
+		if one.Since == nil {
+			one.Since = utc(e.Since)
+		}
 		one.Error = &sourceError{Code: e.Code, Text: e.Text, Since: e.Since.UTC(), Now: e.Now, You: e.You}
 	}
-	taken, err := conn.Count(p.ctx, contract.StreamContactRequests,
-		contract.ContactRequestSubject(contract.EventReceived, "*", s.ID, "*"),
-		contract.ContactRequestSubject(contract.EventReplied, "*", s.ID, "*"))
-	if err != nil {
-		return one, err
-	}
-	dead, err := conn.Count(p.ctx, contract.StreamDeadLetters, contract.DeadLetterSubject("*", s.ID, "*"))
-	one.TakenIn, one.Dead = whole(taken), whole(dead)
-	return one, err
+	return one
 }
 
 // whole is a number of messages.
@@ -199,7 +190,7 @@ func whole(n uint64) int { return int(min(n, 1<<53)) } //nolint:gosec // bounded
 
 // stages counts the processes of each stage and what waits for it.
 func (p *program) stages(
-	conn *bus.Conn, presents []stage.Present, sources []source.Source, shown []shownSource,
+	conn *bus.Conn, presents []stage.Present, shown []shownSource,
 ) ([]stageStatus, error) {
 	lag := map[string]int{}
 	add := func(name string, stream contract.Stream, durable string) error {
@@ -222,7 +213,7 @@ func (p *program) stages(
 	if err := add(allinone.Router, contract.StreamParsed, bus.DurableRouter); err != nil {
 		return nil, err
 	}
-	for _, s := range sources {
+	for _, s := range shown {
 		if err := add(allinone.Archiver, contract.StreamDispositions, "archiver-"+s.ID); err != nil {
 			return nil, err
 		}
@@ -306,12 +297,12 @@ func (p *program) printStatus(s status) error {
 		right: map[int]bool{4: true, 5: true, 6: true, 7: true, 8: true},
 	}
 	for _, one := range sources {
-		below := p.reasons(one.shown, one.plainText)
+		below := p.reasons(one.shown)
 		if by := leftBy(one.LeftBy); by != "" && one.Left > 0 {
-			below = append(below, "left in the Inbox on purpose:"+by)
+			below = append(below, "left in the Inbox on purpose: "+by)
 		}
 		t.add([]string{
-			mark(one.shown), one.ID, plain(one.Name, 40), ago(one.shown.LastCycle, p.now()), strconv.Itoa(one.TakenIn),
+			mark(one.State), one.ID, plain(one.Name, 40), ago(one.shown.State.LastCycle, p.now()), strconv.Itoa(one.TakenIn),
 			strconv.Itoa(one.Left), strconv.Itoa(one.Dead), strconv.Itoa(one.Waiting), strconv.Itoa(one.Unaccounted),
 		}, below...)
 	}

@@ -55,8 +55,8 @@ func TestEveryMailMakesOneEventAndIsTidiedAsItsSourceSays(t *testing.T) {
 	}
 	posthorn.start()
 	broker = posthorn.broker()
+	posthorn.cycled("archives", "keeps", "deletes", "drops", "leaves", "stays")
 	for _, s := range sources {
-		posthorn.cycled(s.id)
 		broker.oneEventEach(s.id, mails[s.id])
 	}
 	check()

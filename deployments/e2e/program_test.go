@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -221,13 +222,7 @@ func (p *program) must(arguments ...string) string {
 // apply brings a changed sources file into the running program.
 func (p *program) apply(text string) {
 	p.t.Helper()
-	arguments := []string{"sources", "apply", "-f", sourcesFile(p.t, text)}
-	for i, argument := range p.arguments {
-		if argument == "--allowed-ports" {
-			arguments = append(arguments, "--allowed-ports", p.arguments[i+1])
-		}
-	}
-	p.must(arguments...)
+	p.must("sources", "apply", "-f", sourcesFile(p.t, text))
 }
 
 // health is what `posthorn status --json` says.
@@ -291,13 +286,17 @@ func (p *program) source(id string) sourceHealth {
 	return sourceHealth{ID: id, State: "not there"}
 }
 
-// cycled waits until a source has completed a look at its mailbox that began after now.
-func (p *program) cycled(id string) {
+// cycled waits until every source has completed a look at its mailbox that began after now.
+func (p *program) cycled(ids ...string) {
 	p.t.Helper()
 	began := time.Now()
 	eventually(p.t, soon, func() (bool, string) {
-		s := p.source(id)
-		return s.LastCycle.After(began), s.String()
+		for _, s := range p.status().Sources {
+			if slices.Contains(ids, s.ID) && !s.LastCycle.After(began) {
+				return false, s.String()
+			}
+		}
+		return true, ""
 	})
 }
 

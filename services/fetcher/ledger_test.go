@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"posthorn/pkg/bus"
-	"posthorn/pkg/embeddednats"
+	"posthorn/pkg/bus/bustest"
 	"posthorn/pkg/fault"
 	"posthorn/pkg/mailbox"
 )
@@ -14,24 +14,7 @@ import (
 // books opens the ledger's bucket on a broker of its own.
 func books(t *testing.T) *bus.Bucket {
 	t.Helper()
-	server, err := embeddednats.Start(t.Context(), embeddednats.Config{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Shutdown)
-	conn, err := bus.Connect(t.Context(), bus.Options{Embedded: server})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(conn.Close)
-	if _, err := conn.Provision(t.Context(), bus.ProvisionConfig{}); err != nil {
-		t.Fatal(err)
-	}
-	bucket, err := conn.Bucket(t.Context(), bus.BucketLedger)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return bucket
+	return bustest.Bucket(t, bustest.Start(t), bus.BucketLedger)
 }
 
 func open(t *testing.T, bucket *bus.Bucket, epoch string) *ledger {

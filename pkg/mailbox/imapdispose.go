@@ -139,9 +139,19 @@ func (d *disposal) identify(order []imap.UID) ([]imap.UID, error) {
 		if err != nil {
 			return nil, err
 		}
+		// A missing answer does not prove that a mail is gone: an update of its flags can take the answer's place.
+		missing := slices.DeleteFunc(slices.Clone(batch), func(uid imap.UID) bool { return seen[uid] != nil })
+		if len(missing) > 0 {
+			if missing, err = d.present(missing); err != nil {
+				return nil, err
+			}
+		}
 		for _, uid := range batch {
 			place := d.targets[uid].Place
 			switch f := seen[uid]; {
+			case f == nil && slices.Contains(missing, uid):
+				d.verdicts[uid] = Result{Err: fault.New(fault.ProtocolBroken, errors.New("no header of a mail that is there"),
+					params(d.settings, "step", "identifying mails"))}
 			case f == nil:
 				d.verdicts[uid] = Result{Outcome: contract.OutcomeGone}
 			case f.size < 0:
@@ -390,7 +400,10 @@ func (d *disposal) expunge(uids []imap.UID, done Result) error {
 			if d.dead() {
 				return err
 			}
-			d.decide(batch, Result{Err: fault.New(fault.MailboxReadOnly, err, params(d.settings, "mailbox", "INBOX"))})
+			if fault.CodeOf(err).Class() != "limit" {
+				err = fault.New(fault.MailboxReadOnly, err, params(d.settings, "mailbox", "INBOX"))
+			}
+			d.decide(batch, Result{Err: err})
 			continue
 		}
 		flagged := Result{Outcome: contract.OutcomeFlagged, Mailbox: done.Mailbox}

@@ -194,6 +194,7 @@ var answers = map[string]bool{
 var (
 	flagList     = regexp.MustCompile(`(?i)\bFLAGS \(([^)]*)\)`)
 	internalDate = regexp.MustCompile(`(?i)\bINTERNALDATE ("[^"]*"|NIL)`)
+	quotedBody   = regexp.MustCompile(`(?i)BODY\[[^\]]*\](?:<\d+>)? "(?:[^"\\]|\\.)*"`)
 	permanent    = regexp.MustCompile(`(?i)^\* OK \[PERMANENTFLAGS \(([^)]*)\)`)
 	readOnly     = regexp.MustCompile(`(?i)^\w+ OK \[READ-ONLY\]`)
 	statusCode   = regexp.MustCompile(`^\* (?:OK|NO|BAD) \[([A-Za-z0-9.-]+)([^\]]*)\]`)
@@ -210,8 +211,12 @@ func (l *imapLines) repair(line []byte) []byte {
 		return line
 	}
 	words := strings.Fields(text)
-	if len(words) < 2 {
+	if len(words) < 2 || words[0] != "*" {
 		return nil
+	}
+	if strings.HasPrefix(text, "*  ") {
+		text = "* " + strings.TrimLeft(text[1:], " ")
+		line = []byte(text)
 	}
 	kind := strings.ToUpper(words[1])
 	if kind[0] >= '0' && kind[0] <= '9' && len(words) > 2 {
@@ -397,7 +402,7 @@ func (l *imapLines) keepShown(b []byte) {
 	}
 }
 
-// traceServer leaves literals out: `BODY[] {1234}` is all that is shown of a body.
+// traceServer leaves literals out: `BODY[] {1234 bytes}` is all that is shown of a body.
 func (l *imapLines) traceServer(line []byte, size int64, literal bool) {
 	if l.trace == nil {
 		return
@@ -408,6 +413,10 @@ func (l *imapLines) traceServer(line []byte, size int64, literal bool) {
 		l.shown = nil
 	}
 	text = strings.TrimRight(text, "\r\n")
+	text = quotedBody.ReplaceAllStringFunc(text, func(item string) string {
+		head, _, _ := strings.Cut(item, ` "`)
+		return head + " {" + strconv.Itoa(len(item)-len(head)-3) + " bytes}"
+	})
 	if literal {
 		text = strings.TrimSuffix(text, text[max(0, strings.LastIndexByte(text, '{')):])
 		text += "{" + strconv.FormatInt(size, 10) + " bytes}"

@@ -42,7 +42,7 @@ type Settings struct {
 	Protocol Protocol
 	Host     string
 	Port     int
-	Security Security
+	Security Security // ImplicitTLS when it is empty
 	Username string
 	Password string
 

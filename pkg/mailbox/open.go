@@ -3,11 +3,14 @@ package mailbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/net/idna"
 
 	"posthorn/pkg/fault"
 )
@@ -30,6 +33,16 @@ func open(ctx context.Context, s Settings, mode Mode,
 	}
 	if strings.ContainsAny(s.Username+s.Password, "\r\n\x00") {
 		return nil, fault.New(fault.AuthRejected, errors.New("a line break or NUL in user name or password"), params(&s))
+	}
+	switch s.Security {
+	case "":
+		s.Security = ImplicitTLS
+	case ImplicitTLS, StartTLS, Plain:
+	default:
+		return nil, fault.New(fault.TLSHandshake, fmt.Errorf("no such security: %q", s.Security), params(&s))
+	}
+	if host, err := idna.Lookup.ToASCII(s.Host); err == nil && !isASCII(s.Host) {
+		s.Host = host
 	}
 	if trace := s.Trace; trace != nil {
 		var mu sync.Mutex // answers arrive on a goroutine of their own

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -453,7 +454,6 @@ func (s *popSession) Dispose(ctx context.Context, what contract.Disposition, arc
 	}
 	results := make([]Result, 0, len(targets))
 	marked := map[int]bool{}
-	var deleted []Result
 	for _, t := range targets {
 		entry, outcome, err := s.identify(ctx, t)
 		if err == nil && outcome == "" && !marked[entry.Number] {
@@ -463,19 +463,24 @@ func (s *popSession) Dispose(ctx context.Context, what contract.Disposition, arc
 		}
 		switch {
 		case err != nil && s.dead() || ctx.Err() != nil:
-			return results, err
+			return known(results), err
 		case err != nil:
 			results = append(results, Result{Target: t, Err: err})
 		case outcome != "":
 			results = append(results, Result{Target: t, Outcome: outcome})
 		default:
-			deleted = append(deleted, Result{Target: t, Outcome: contract.OutcomeDeleted})
+			results = append(results, Result{Target: t, Outcome: contract.OutcomeDeleted})
 		}
 	}
 	if err := s.quit(ctx); err != nil {
-		return results, err
+		return known(results), err
 	}
-	return append(results, deleted...), nil
+	return results, nil
+}
+
+// known leaves out what is deleted only if QUIT was answered.
+func known(results []Result) []Result {
+	return slices.DeleteFunc(results, func(r Result) bool { return r.Outcome == contract.OutcomeDeleted })
 }
 
 // identify finds a target in this session's listing. outcome is set when there is nothing to delete.

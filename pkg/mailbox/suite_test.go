@@ -459,3 +459,15 @@ func TestNewMailOnDovecotEndsTheWait(t *testing.T) {
 		t.Errorf("%v, %v", entries, err)
 	}
 }
+
+func TestDovecotOnStandardPorts(t *testing.T) {
+	host := fmt.Sprintf("127.78.%d.%d", time.Now().UnixNano()%250, time.Now().UnixNano()/1000%250+1)
+	server := mailboxtest.StartDovecot(t, mailboxtest.DovecotOptions{Host: host, StandardPorts: true})
+	for _, protocol := range []mailbox.Protocol{mailbox.IMAP, mailbox.POP3} {
+		s := server.Settings(protocol, mailbox.StartTLS, "user")
+		if s.Port != 143 && s.Port != 110 {
+			t.Errorf("port %d", s.Port)
+		}
+		open(t, s, mailbox.Read)
+	}
+}

@@ -674,3 +674,29 @@ func TestTheSentMailboxIsReadOnceAndTheInboxIsOpenAfterwards(t *testing.T) {
 		wantFault(t, sent(t.Context(), open(t, s, mailbox.Read)), fault.MailboxNoSent)
 	}
 }
+
+func TestAFlagUpdateInPlaceOfAnAnswerDoesNotMakeAMailGone(t *testing.T) {
+	_, s := scriptedInbox(t, "MOVE UIDPLUS", mailboxtest.Answer{Verb: "BODY.PEEK[HEADER]",
+		Say: "* 1 FETCH (UID 1 FLAGS (\\Seen))\r\n* 1 FETCH (UID 1 FLAGS (\\Seen) RFC822.SIZE 20 BODY[HEADER] {16}\r\n" +
+			"Subject: hello\r\n)\r\n{tag} OK\r\n"})
+	results, err := open(t, s, mailbox.Write).Dispose(t.Context(), contract.Delete, "", []mailbox.Target{target1()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFault(t, results[0].Err, fault.ProtocolBroken)
+}
+
+func TestAResponseForAnotherMailIsNotTakenForTheTargets(t *testing.T) {
+	server, s := scriptedInbox(t, "MOVE UIDPLUS", mailboxtest.Answer{Verb: "BODY.PEEK[HEADER]",
+		Say: "* 1 FETCH (UID 9 FLAGS () RFC822.SIZE 20 BODY[HEADER] {16}\r\nSubject: hello\r\n)\r\n{tag} OK\r\n"},
+		mailboxtest.Answer{Verb: "UID SEARCH", Say: "* SEARCH\r\n{tag} OK\r\n"})
+	results, err := open(t, s, mailbox.Write).Dispose(t.Context(), contract.Delete, "", []mailbox.Target{target1()})
+	if err != nil || outcomes(results) != contract.OutcomeGone {
+		t.Errorf("%v, %v", results, err)
+	}
+	for _, line := range server.Received() {
+		if strings.Contains(line, "STORE") || strings.Contains(line, "EXPUNGE") {
+			t.Errorf("sent %q", line)
+		}
+	}
+}

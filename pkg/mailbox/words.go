@@ -45,7 +45,9 @@ var (
 		`app(lication)?[- ]specific password|app password|web login required|less secure`)
 	switchedOff = regexp.MustCompile(`(?i)(imap|pop3?)\b.{0,20}(is |access )?(disabled|not enabled|switched off)|` +
 		`not enabled for (imap|pop)|(imap|pop3?) access is not`)
-	temporarily = regexp.MustCompile(`(?i)temporar(y|ily)|try again later|internal (server )?error|unavailable`)
+	// notConnected is Exchange's way of saying that the mailbox is not at hand.
+	notConnected = regexp.MustCompile(`(?i)authenticated but not connected`)
+	temporarily  = regexp.MustCompile(`(?i)temporar(y|ily)|try again later|internal (server )?error|unavailable`)
 )
 
 // fault turns a refusal into an error with a code. signIn says that a refusal without any known reason is a rejected
@@ -101,7 +103,7 @@ func (r refusal) fault(s *Settings, step string, signIn bool) *fault.Error {
 	switch {
 	case s.Protocol == POP3 && inUse.MatchString(r.words):
 		return fault.New(fault.LimitInUse, r, p)
-	case signIn && temporarily.MatchString(r.words):
+	case notConnected.MatchString(r.words), signIn && temporarily.MatchString(r.words):
 		return fault.New(fault.LimitUnavailable, r, p)
 	case signIn:
 		return fault.New(fault.AuthRejected, r, p)

@@ -2,7 +2,6 @@ package fetcher
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"sync"
@@ -386,8 +385,8 @@ func (d *drain) announce(ctx context.Context, before, state source.State, now ti
 // ordersWaiting tells whether the archiver has orders of this source in hand or before it.
 func (d *drain) ordersWaiting(ctx context.Context) (bool, error) {
 	pending, unacked, err := d.fetcher.conn.Lag(ctx, contract.StreamDispositions, "archiver-"+d.source.ID)
-	if errors.Is(err, bus.ErrNotFound) {
-		return false, nil
+	if fault.CodeOf(err) == fault.StoreMissing {
+		return false, nil // no order was ever taken
 	}
 	return pending+unacked > 0, err
 }

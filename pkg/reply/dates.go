@@ -28,9 +28,31 @@ func SentDate(h Header) (at time.Time, ok bool) {
 	return time.Time{}, false
 }
 
+// date reads a date as mail programs write it, also some that RFC 5322 does not know. It is in UTC and of a year that
+// JSON can carry.
 func date(value string) (time.Time, bool) {
-	at, err := mail.ParseDate(strings.TrimSpace(value))
-	return at, err == nil && at.Year() > 1 && at.Year() < 10000
+	value = strings.Join(strings.Fields(value), " ")
+	at, err := mail.ParseDate(value)
+	if err != nil {
+		if cut := strings.IndexByte(value, '('); cut > 0 {
+			value = strings.TrimSpace(value[:cut])
+		}
+		for _, layout := range []string{
+			"Mon, 2 Jan 2006 15:04:05 -0700", "Mon, 2 Jan 2006 15:04:05 MST", "2 Jan 2006 15:04:05 -0700",
+			"Mon, 2 Jan 2006 15:04:05", "Mon, 2 Jan 2006 15:04 -0700", "Mon 2 Jan 2006 15:04:05 -0700",
+			"Mon Jan 2 15:04:05 2006", "Mon Jan 2 15:04:05 MST 2006", "Monday, 2 January 2006 15:04:05 -0700",
+			"2006-01-02 15:04:05 -0700", "2006-01-02 15:04:05", time.RFC3339,
+		} {
+			if at, err = time.Parse(layout, value); err == nil {
+				break
+			}
+		}
+	}
+	at = at.UTC()
+	if err != nil || at.Year() < 1970 || at.Year() > 9999 {
+		return time.Time{}, false
+	}
+	return at, true
 }
 
 // Summary is what a receipt shows of a mail: decoded subject, first sender and Message-ID with its angle brackets, each

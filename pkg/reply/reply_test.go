@@ -421,6 +421,27 @@ func TestTheVerdictAndItsReasons(t *testing.T) {
 	}
 }
 
+func TestDatesAreReadHoweverTheyAreWritten(t *testing.T) {
+	want := time.Date(2026, 11, 23, 8, 15, 30, 0, time.UTC)
+	for _, value := range []string{
+		"Mon, 23 Nov 2026 10:15:30 +0200", "23 Nov 2026 10:15:30 +0200 (EET)", "Mon, 23 Nov 2026 08:15:30 GMT",
+		"Mon Nov 23 08:15:30 2026", "2026-11-23 10:15:30 +0200", "Mon,  23 Nov  2026 10:15:30 +0200",
+	} {
+		if at, ok := reply.SentDate(header("Date: " + value)); !ok || !at.Equal(want) || at.Location() != time.UTC {
+			t.Errorf("%q: %v %v", value, at, ok)
+		}
+	}
+	for _, value := range []string{"", "yesterday", "Mon, 23 Nov 12026 10:15:30 +0200", "Mon, 23 Nov 0001 10:15:30 +0200"} {
+		if at, ok := reply.SentDate(header("Date: " + value)); ok || !at.IsZero() {
+			t.Errorf("%q: %v", value, at)
+		}
+	}
+	at, ok := reply.ReceivedDate(header("Received: from a; by b;\r\n Mon, 23 Nov 2026 10:15:30 +0200", "Received: x; junk"))
+	if !ok || !at.Equal(want) {
+		t.Errorf("%v %v", at, ok)
+	}
+}
+
 func FuzzParseHeader(f *testing.F) {
 	for _, s := range []string{"A: 1\r\n b\r\n\r\nx", "From x\nA:\x00\xff\n", "\n\n:\n", "Subject: =?utf-8?Q?=C3?= =?utf-8?B?pA==?=\n\n",
 		"To: \"a, b\" <c@d>, e (f) <g\n\n", "References: <a@b>,(c) d@e =?x?q?=3C?=\n"} {

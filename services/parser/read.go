@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"net/mail"
 	"slices"
 	"strings"
 	"time"
@@ -182,16 +181,11 @@ func (p *parsing) fields() {
 		p.warn("references-truncated")
 	}
 
-	if value := h.Get("Date"); value != "" {
-		if p.SentAt = parseDate(value); p.SentAt.IsZero() {
-			p.warn("date-unreadable")
-		}
+	sentAt, ok := reply.SentDate(h)
+	if p.SentAt = sentAt; !ok && h.Get("Date") != "" {
+		p.warn("date-unreadable")
 	}
-	if value := h.Get("Received"); value != "" {
-		if at := strings.LastIndexByte(value, ';'); at >= 0 {
-			p.ReceivedDate = parseDate(value[at+1:])
-		}
-	}
+	p.ReceivedDate, _ = reply.ReceivedDate(h)
 	p.Machine, _ = reply.Machine(h)
 }
 
@@ -404,33 +398,6 @@ func enmimeErrors(root *enmime.Part) []string {
 		return false
 	})
 	return codes
-}
-
-// parseDate reads a date (RFC 5322 section 3.3, and some that are not) in UTC; zero when it cannot be read or when no
-// event can carry it.
-func parseDate(value string) time.Time {
-	value = strings.Join(strings.Fields(value), " ")
-	at, err := mail.ParseDate(value)
-	if err != nil {
-		if cut := strings.IndexByte(value, '('); cut > 0 {
-			value = strings.TrimSpace(value[:cut])
-		}
-		for _, layout := range []string{
-			"Mon, 2 Jan 2006 15:04:05 -0700", "Mon, 2 Jan 2006 15:04:05 MST", "2 Jan 2006 15:04:05 -0700",
-			"Mon, 2 Jan 2006 15:04:05", "Mon, 2 Jan 2006 15:04 -0700", "Mon 2 Jan 2006 15:04:05 -0700",
-			"Mon Jan 2 15:04:05 2006", "Mon Jan 2 15:04:05 MST 2006", "Monday, 2 January 2006 15:04:05 -0700",
-			"2006-01-02 15:04:05 -0700", "2006-01-02 15:04:05", time.RFC3339,
-		} {
-			if at, err = time.Parse(layout, value); err == nil {
-				break
-			}
-		}
-	}
-	at = at.UTC()
-	if err != nil || at.Year() < 1970 || at.Year() > 9999 {
-		return time.Time{}
-	}
-	return at
 }
 
 // clip cuts s at a character so that it has at most n bytes, and at most escaped bytes inside a JSON string.

@@ -39,7 +39,8 @@ var (
 	deviceLine = regexp.MustCompile(`(?i)^\s*(?:sent from (?:my |mail for|outlook|yahoo|proton|samsung)|get outlook for|` +
 		`sent with |lähetetty (?:minun )?(?:iphone|ipad|samsung|android|windows|laitteesta|outlook|puhelime)|` +
 		`lähetetty .{0,40}(?:iphonesta|ipadista|puhelimesta|laitteesta)|hanki outlook|hae outlook|` +
-		`skickat från|hämta outlook|von meinem |gesendet (?:von|mit)|sendt fra|envoyé de (?:mon|mobile)|enviado desde|inviato da|verstuurd vanaf|` +
+		`skickat från|hämta outlook|von meinem |gesendet (?:von|mit)|sendt fra|envoyé de (?:mon|mobile)|` +
+		`enviado desde|inviato da|verstuurd vanaf|` +
 		`wysłane z |отправлено (?:с|из)|发自我的|iphoneから送信).{0,80}$`)
 )
 

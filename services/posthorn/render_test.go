@@ -127,7 +127,7 @@ func TestTheStatusIsReadByPeopleAndPrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Store = storeStatus{Bytes: 1}
-	if err := errors.Join(p.printStatus(statusOf(nil)), p.printf("\n%s\n", s.Store.text())); err != nil {
+	if err := errors.Join(p.printStatus(statusOf(nil)), p.printf("\n%s\n", s.Store.text(true))); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "status", out.Bytes())

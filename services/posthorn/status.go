@@ -321,15 +321,20 @@ func (p *program) printStatus(s status) error {
 	if err := t.print(p.out); err != nil {
 		return err
 	}
-	return p.printf("\n%s\n", s.Store.text())
+	running := slices.ContainsFunc(s.Stages, func(one stageStatus) bool { return one.Instances > 0 })
+	return p.printf("\n%s\n", s.Store.text(running))
 }
 
-func (s storeStatus) text() string {
+// text says how full the store is and whether it is durable, which running processes know.
+func (s storeStatus) text(running bool) string {
 	text := "Store: " + bytesText(s.Bytes)
 	if s.Limit > 0 {
 		text += " of " + bytesText(s.Limit)
 	}
-	if s.SyncAlways {
+	switch {
+	case !running:
+		return text
+	case s.SyncAlways:
 		return text + "; every message is on disk before it is acknowledged."
 	}
 	return fmt.Sprintf("%s\n! It is not known to write every message to disk at once, so no mail is moved or deleted. "+

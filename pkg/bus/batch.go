@@ -209,8 +209,8 @@ func (p *Publisher) batch(entries []*entry, q *queue) bool {
 			}
 			msg.Header[headerBatchCommit] = []string{"1"}
 			ctx, cancel := p.conn.within(context.Background(), p.config.Attempt)
-			defer cancel()
 			response, err := p.conn.nc.RequestMsgWithContext(ctx, msg)
+			cancel()
 			if err != nil {
 				return publishAnswer{}, err
 			}

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -161,7 +162,7 @@ func (l *Leases) adopt(ctx context.Context, key string, value []byte) (uint64, e
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return 0, err
 	}
-	if err != nil || entry.Deleted || string(entry.Value) != string(value) {
+	if err != nil || entry.Deleted || !bytes.Equal(entry.Value, value) {
 		return 0, ErrLeased
 	}
 	return entry.Revision, nil

@@ -14,10 +14,14 @@ type logger struct {
 	fatal chan error
 }
 
-func (l *logger) Noticef(format string, v ...any) { l.log.Debug("nats", "message", fmt.Sprintf(format, v...)) }
-func (l *logger) Errorf(format string, v ...any)  { l.log.Error("nats", "message", fmt.Sprintf(format, v...)) }
-func (l *logger) Debugf(string, ...any)           {}
-func (l *logger) Tracef(string, ...any)           {}
+func (l *logger) Noticef(format string, v ...any) {
+	l.log.Debug("nats", "message", fmt.Sprintf(format, v...))
+}
+func (l *logger) Errorf(format string, v ...any) {
+	l.log.Error("nats", "message", fmt.Sprintf(format, v...))
+}
+func (l *logger) Debugf(string, ...any) {}
+func (l *logger) Tracef(string, ...any) {}
 
 func (l *logger) Warnf(format string, v ...any) {
 	if strings.HasPrefix(format, "Plaintext passwords") {

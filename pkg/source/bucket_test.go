@@ -97,7 +97,7 @@ func (m *memory) Delete(_ context.Context, key string, revision uint64) error {
 
 func (m *memory) Watch(ctx context.Context, filter string, each func(Entry) error, ready func()) error {
 	m.mu.Lock()
-	there, next, changed := slices.Collect(maps.Values(m.entries)), len(m.log), m.changed
+	there, next := slices.Collect(maps.Values(m.entries)), len(m.log)
 	m.mu.Unlock()
 	slices.SortFunc(there, func(a, b Entry) int { return cmp.Compare(a.Revision, b.Revision) })
 	for _, entry := range there {
@@ -111,7 +111,8 @@ func (m *memory) Watch(ctx context.Context, filter string, each func(Entry) erro
 	for {
 		m.mu.Lock()
 		news := slices.Clone(m.log[next:])
-		next, changed = len(m.log), m.changed
+		next = len(m.log)
+		changed := m.changed
 		m.mu.Unlock()
 		for _, entry := range news {
 			if matches(filter, entry.Key) {

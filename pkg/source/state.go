@@ -162,7 +162,8 @@ func (st *States) Get(ctx context.Context, id string) (State, error) {
 		return State{}, err
 	}
 	var state State
-	return state, json.Unmarshal(entry.Value, &state)
+	err = json.Unmarshal(entry.Value, &state)
+	return state, err
 }
 
 // All reads the states of this part, by source.

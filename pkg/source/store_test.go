@@ -304,7 +304,7 @@ func TestTheImportBoundaryStaysUntilItIsSetAnew(t *testing.T) {
 
 func TestPausingSaysByWhomAndSinceWhen(t *testing.T) {
 	h := newHouse(t)
-	s := h.create(good())
+	h.create(good())
 	s, err := h.Pause(t.Context(), "sales", "liisa")
 	if err != nil || !s.Paused || s.PausedBy != "liisa" || !s.PausedAt.Equal(h.clock) {
 		t.Fatalf("%v, %+v", err, s)

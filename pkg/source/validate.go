@@ -97,12 +97,10 @@ func (v *violations) add(field, rule, format string, args ...any) {
 }
 
 // text checks what holds for every line of text; it returns false when there is nothing more to check.
-func (v *violations) text(field, label, value string, required bool, most int) bool {
+func (v *violations) text(field, label, value string, most int) bool {
 	switch {
-	case value == "" && required:
-		v.add(field, RuleRequired, "Give the %s.", label)
-		return false
 	case value == "":
+		v.add(field, RuleRequired, "Give the %s.", label)
 		return false
 	case hasControl(value):
 		v.add(field, RuleControl, "The %s may not hold line breaks or control characters.", label)
@@ -133,7 +131,7 @@ func (v *violations) id(s Source, rules Rules) {
 
 func (v *violations) identity(s Source, rules Rules) {
 	v.id(s, rules)
-	if v.text("name", "name", s.Name, true, 200) {
+	if v.text("name", "name", s.Name, 200) {
 		for _, other := range rules.Others {
 			if other.ID != s.ID && strings.EqualFold(other.Name, s.Name) {
 				v.add("name", RuleUnique, "The source %s has the name %q already.%s", other.ID, other.Name, stillThere(other))
@@ -172,12 +170,12 @@ func (v *violations) account(s Source, rules Rules) {
 	if s.Type != mailbox.IMAP && s.Type != mailbox.POP3 {
 		v.add("type", RuleChoice, "The type is imap or pop3, not %q.", s.Type)
 	}
-	if v.text("address", "email address", s.Address, true, 254) {
+	if v.text("address", "email address", s.Address, 254) {
 		if parsed, err := mail.ParseAddress(s.Address); err != nil || parsed.Address != s.Address {
 			v.add("address", RuleSyntax, "%q is no email address: write it like sales@example.org.", s.Address)
 		}
 	}
-	if v.text("server", "server", s.Server, true, 253) {
+	if v.text("server", "server", s.Server, 253) {
 		v.server(s.Server)
 	}
 	v.port(s, rules)
@@ -258,7 +256,7 @@ func joinPorts(ports []int) string {
 }
 
 func (v *violations) signIn(s Source, rules Rules) {
-	if v.text("username", "user name", s.Username, true, 255) {
+	if v.text("username", "user name", s.Username, 255) {
 		for _, other := range rules.Others {
 			if other.ID != s.ID && strings.EqualFold(other.Server, s.Server) && strings.EqualFold(other.Username, s.Username) {
 				v.add("username", RuleUnique,
@@ -301,7 +299,7 @@ func (v *violations) handling(s Source) {
 			"write archive, delete or leave, not %q.", s.AfterFetch)
 	}
 	if s.Type == mailbox.IMAP && s.AfterFetch == contract.Archive || s.ArchiveMailbox != "" {
-		if v.text("archive_mailbox", "name of the archive mailbox", s.ArchiveMailbox, true, 255) &&
+		if v.text("archive_mailbox", "name of the archive mailbox", s.ArchiveMailbox, 255) &&
 			strings.EqualFold(s.ArchiveMailbox, "INBOX") {
 			v.add("archive_mailbox", RuleInbox, "The Inbox cannot be its own archive. Name another mailbox, such as Archive.")
 		}

@@ -29,7 +29,7 @@ func ValidateWorkflow(w Workflow, others []Workflow, sources []Source) []Violati
 	case !contract.ValidToken(w.ID):
 		v.add("id", RuleToken, "The id %q may only hold a-z, 0-9, _ and -, at most 64 of them.", w.ID)
 	}
-	if v.text("name", "name", w.Name, true, 200) {
+	if v.text("name", "name", w.Name, 200) {
 		for _, other := range others {
 			if other.ID != w.ID && strings.EqualFold(other.Name, w.Name) {
 				v.add("name", RuleUnique, "The workflow %s has the name %q already.", other.ID, other.Name)

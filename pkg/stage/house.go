@@ -26,8 +26,8 @@ type Room struct {
 	Make func(metrics prometheus.Registerer) (Stage, error)
 }
 
-// House runs rooms side by side. They are started together and stopped in the order given, each after the one before has
-// finished what was in its hands: give the rooms in the order of a mail's way.
+// House runs rooms side by side. They are started together and stopped in the order given, each after the one before
+// has finished what was in its hands: give the rooms in the order of a mail's way.
 type House struct {
 	Rooms []Room
 	Log   *slog.Logger

@@ -24,8 +24,8 @@ type Owned struct {
 // Fresh tells whether the lease on the source still holds. Ask before every effect.
 func (o Owned) Fresh() bool { return o.lease.Fresh() }
 
-// InHand is the context for finishing what is in hand: it goes on when the stage is asked to stop, and ends when the lease
-// is lost, or after d.
+// InHand is the context for finishing what is in hand: it goes on when the stage is asked to stop, and ends when the
+// lease is lost, or after d.
 func (o Owned) InHand(d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(o.lease.Context(), d)
 }

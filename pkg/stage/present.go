@@ -34,7 +34,8 @@ const presentPrefix = "presence."
 // presentEvery is how often a process whose record was lost tries to be seen again.
 const presentEvery = 2 * time.Second
 
-// Appear makes this process visible to [Presents] until ctx ends: by a lease, so that one that dies disappears by itself.
+// Appear makes this process visible to [Presents] until ctx ends: by a lease, so that one that dies disappears by
+// itself.
 // It returns once the process is visible, or is known not to be for now, and tries on in the background until done is
 // closed, soon after ctx has ended.
 func Appear(ctx context.Context, conn *bus.Conn, present Present, log *slog.Logger) (done <-chan struct{}, err error) {

@@ -77,7 +77,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	defer beside.Wait()
 	defer stop()
 	beside.Go(func() {
-		if err := stage.Serve(inner, listener, h.ready, h.metrics(), h.front(addresses)); err != nil {
+		if err := stage.Serve(inner, listener, h.ready, h.metrics(), h.front()); err != nil {
 			log.Error("health and metrics are no longer served", "error", err)
 		}
 	})
@@ -271,7 +271,7 @@ func (h *house) metrics() prometheus.Gatherer {
 }
 
 // front is what a browser sees at the address: where things are.
-func (h *house) front(addresses Addresses) http.Handler {
+func (h *house) front() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/" {
 			http.NotFound(w, r)

@@ -1,6 +1,6 @@
 // Package archiver tidies mailboxes: it moves or deletes mails whose event is stored, on order, in batches per source.
-// It acts on identity only, never on a mail it has not checked, never deletes as a fall-back, and needs no second fetch:
-// orders wait in the stream for as long as a mailbox refuses, each source's for itself.
+// It acts on identity only, never on a mail it has not checked, never deletes as a fall-back, and fetches nothing
+// again: orders wait in the stream for as long as a mailbox refuses, each source's for itself.
 package archiver
 
 import (

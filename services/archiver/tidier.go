@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -147,7 +148,7 @@ func (t *tidier) step(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, errors.Join(err, giveBack(inHand, first))
 	}
-	batch := append(first, rest...)
+	batch := slices.Concat(first, rest)
 	defer t.orders.Keep(inHand, batch)()
 	if err := t.carryOut(inHand, batch); err != nil {
 		return 0, errors.Join(err, giveBack(inHand, batch))

@@ -50,7 +50,6 @@ type drain struct {
 	gap        int // cycles in a row with unaccounted mails
 	state      source.State
 	told       time.Time
-	stateRev   uint64
 	mu         sync.Mutex // guards state while a long cycle reports its backlog
 }
 
@@ -102,7 +101,7 @@ func (d *drain) pause(ctx context.Context, wait time.Duration) bool {
 	select {
 	case next := <-d.owned.Changes:
 		stop()
-		<-quiet
+		_ = <-quiet // the session is closed now, whatever it says
 		d.adopt(next)
 	case err := <-quiet:
 		if err != nil && ctx.Err() == nil {
@@ -110,7 +109,7 @@ func (d *drain) pause(ctx context.Context, wait time.Duration) bool {
 			d.close()
 		}
 	case <-ctx.Done():
-		<-quiet
+		_ = <-quiet // cancelled
 	}
 	return ctx.Err() == nil
 }

@@ -248,13 +248,12 @@ func (l *ledger) reset(validity uint32) {
 }
 
 // seen compares the ledger with what lies in the mailbox now: places that are gone are marked so, and forgotten after
-// a while. It returns how many have gone since the last time.
-func (l *ledger) seen(entries []mailbox.Entry, uidNext uint32, now time.Time) int {
+// a while.
+func (l *ledger) seen(entries []mailbox.Entry, uidNext uint32, now time.Time) {
 	present := make(map[string]bool, len(entries))
 	for _, e := range entries {
 		present[placeID(l.meta.UIDValidity, e.UID, e.UIDL, e.Size)] = true
 	}
-	gone := 0
 	for id, line := range l.byID {
 		switch {
 		case present[id]:
@@ -262,7 +261,6 @@ func (l *ledger) seen(entries []mailbox.Entry, uidNext uint32, now time.Time) in
 				l.remove(line)
 			}
 		case line.Gone == 0:
-			gone++
 			if line.Mail == "" || line.UIDL != "" {
 				l.remove(line) // nothing to recognise later
 				continue
@@ -273,7 +271,6 @@ func (l *ledger) seen(entries []mailbox.Entry, uidNext uint32, now time.Time) in
 			l.remove(line)
 		}
 	}
-	return gone
 }
 
 // holds tells whether a mail that lies in the mailbox has this standing.

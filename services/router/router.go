@@ -87,7 +87,9 @@ func (r *Router) route(msg *message.Message) error {
 }
 
 // publish stores the mail's one event, and returns it as it is stored: this one, or the one that was there before.
-func (r *Router) publish(ctx context.Context, p contract.ParsedMail, perhapsDone bool) (contract.ContactRequest, error) {
+func (r *Router) publish(
+	ctx context.Context, p contract.ParsedMail, perhapsDone bool,
+) (contract.ContactRequest, error) {
 	source, filter := p.Stamp.Source.ID, contract.ContactRequestFilter(p.Stamp.Source.ID, p.Mail)
 	if perhapsDone { // spare plain subscribers a repeated message that the stream would refuse
 		if event, found, err := r.stored(ctx, filter); err != nil || found {

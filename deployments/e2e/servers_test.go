@@ -76,6 +76,7 @@ func TestTheArchiveIsMadeInsideTheNamespaceOfTheServer(t *testing.T) {
 func renumber(t *testing.T, server *mailboxtest.Dovecot, user string) {
 	t.Helper()
 	dir := server.Maildir(user, "INBOX")
+	unused(t, server)
 	list := filepath.Join(dir, "dovecot-uidlist")
 	content, err := os.ReadFile(list)
 	if err != nil {
@@ -102,6 +103,31 @@ func renumber(t *testing.T, server *mailboxtest.Dovecot, user string) {
 	if err := os.WriteFile(list, fmt.Appendf(nil, "3 V%d N1000 G%032x\n", validity+77, validity), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// unused waits until a Dovecot serves no IMAP client any more.
+func unused(t *testing.T, server *mailboxtest.Dovecot) {
+	t.Helper()
+	base := filepath.Dir(filepath.Dir(server.Maildir("nobody", "INBOX")))
+	pid, err := os.ReadFile(filepath.Join(base, "run", "master.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := fmt.Sprintf("(imap) S %s ", strings.TrimSpace(string(pid)))
+	eventually(t, soon, func() (bool, string) {
+		processes, err := filepath.Glob("/proc/[0-9]*/stat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, path := range processes {
+			// A process that has ended meanwhile counts for nothing.
+			if stat, err := os.ReadFile(path); err == nil && strings.Contains(string(stat), child) {
+				n++
+			}
+		}
+		return n == 0, fmt.Sprintf("%d IMAP clients are served", n)
+	})
 }
 
 func TestARenumberedMailboxMakesNoSecondEvent(t *testing.T) {
@@ -173,7 +199,7 @@ func TestAMailThatWasMovedBackByHandStaysThere(t *testing.T) {
 // moveBack moves a mail from the archive to the Inbox.
 func moveBack(t *testing.T, server *mailboxtest.Dovecot, user string, raw []byte) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(server.Maildir(user, "Archive"), "*", "*posthorn*"))
+	files, err := filepath.Glob(filepath.Join(server.Maildir(user, "Archive"), "[cn]*", "*"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,25 +220,19 @@ func moveBack(t *testing.T, server *mailboxtest.Dovecot, user string, raw []byte
 }
 
 func TestAnArchiveThatRefusesIsToldAndHoldsUpNobody(t *testing.T) {
-	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("refused", "healthy")})
+	server := dovecot(t, mailboxtest.DovecotOptions{
+		Users: users("refused", "healthy"), Plugins: []string{"acl"}, Extra: "plugin {\n  acl = vfile:cache_secs=1\n}\n",
+	})
 	mails := map[string][][]byte{}
 	for _, id := range []string{"refused", "healthy"} {
 		mails[id] = newGenerator(id, "sales@example.org").mixed(30)
 		deliver(t, server, id, "INBOX", mails[id]...)
-		deliver(t, server, id, "Archive") // makes it
 	}
-	archive := server.Maildir("refused", "Archive")
-	for _, dir := range []string{"", "cur", "new", "tmp"} {
-		path := filepath.Join(archive, dir)
-		if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // the server's user must see it
-			t.Fatal(err)
-		}
-		if err := os.Chown(path, 0, 0); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(path, 0o755); err != nil { //nolint:gosec // as above
-			t.Fatal(err)
-		}
+	deliver(t, server, "refused", "Archive", newGenerator("older", "sales@example.org").plain()) // makes it
+	older := raws(t, server, "refused", "Archive")
+	rights := filepath.Join(server.Maildir("refused", "Archive"), "dovecot-acl")
+	if err := os.WriteFile(rights, []byte("owner lrws\n"), 0o644); err != nil { //nolint:gosec // the server reads it
+		t.Fatal(err)
 	}
 	posthorn := start(t, settings{
 		sources: file(on(server, "refused", "imap", ""), on(server, "healthy", "imap", "")),
@@ -231,14 +251,12 @@ func TestAnArchiveThatRefusesIsToldAndHoldsUpNobody(t *testing.T) {
 	t.Logf("%s", posthorn.source("refused"))
 	untouched(t, server, "refused", "INBOX", mails["refused"])
 
-	for _, dir := range []string{"", "cur", "new", "tmp"} {
-		if err := os.Chown(filepath.Join(archive, dir), 8, 8); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.Remove(rights); err != nil {
+		t.Fatal(err)
 	}
 	posthorn.must("sources", "retry", "refused")
 	awaitMails(t, server, "refused", "INBOX", 0)
-	sameMails(t, "the archive", raws(t, server, "refused", "Archive"), mails["refused"])
+	sameMails(t, "the archive", raws(t, server, "refused", "Archive"), append(older, mails["refused"]...))
 	eventually(t, soon, func() (bool, string) {
 		s := posthorn.source("refused")
 		return s.State == "ok", s.String()

@@ -11,12 +11,12 @@ import (
 
 // globals are the flags of every command.
 type globals struct {
-	NATS     string     `name:"nats" placeholder:"URL" group:"where" help:"NATS server to use: a URL, or embedded for one inside the program. By default run starts an embedded one, and every other command finds the running program through DATA/ready.json."`
-	Data     string     `default:"${data}" placeholder:"DIR" type:"path" group:"where" help:"Data directory (default: ${data})."`
-	KeyFile  string     `placeholder:"FILE" type:"path" group:"where" help:"File with the keys that seal passwords (default: keys in the data directory)."`
-	Config   configFile `placeholder:"FILE" type:"path" group:"where" help:"YAML file with the flags of run and these ones as keys. The environment and the command line win over it."`
-	Log      string     `default:"text" enum:"text,json" group:"log" help:"How to log to standard error: text or json."`
-	LogLevel string     `default:"" enum:",debug,info,warn,error" placeholder:"LEVEL" group:"log" help:"Least level that is logged: debug, info, warn or error (default: info for run, warn for the others)."`
+	NATS     string     `name:"nats" placeholder:"URL" group:"where" help:"${help_nats}"`
+	Data     string     `default:"${data}" placeholder:"DIR" type:"path" group:"where" help:"${help_data}"`
+	KeyFile  string     `placeholder:"FILE" type:"path" group:"where" help:"${help_key_file}"`
+	Config   configFile `placeholder:"FILE" type:"path" group:"where" help:"${help_config}"`
+	Log      string     `default:"text" enum:"text,json" group:"log" help:"${help_log}"`
+	LogLevel string     `default:"" enum:",debug,info,warn,error" placeholder:"LEVEL" group:"log" help:"${help_log_level}"`
 }
 
 // keyFile is where the keys are.
@@ -32,21 +32,21 @@ type grammar struct {
 	globals `embed:""`
 
 	Run         runCmd         `cmd:"" group:"serve" help:"Take mail in: run all stages, or some of them."`
-	Demo        demoCmd        `cmd:"" group:"serve" help:"Show everything at work, with built-in mail servers into which realistic mail arrives."`
-	Sources     sourcesCmd     `cmd:"" group:"use" help:"See, apply, test, pause and resume the mailboxes that mail is taken in from."`
+	Demo        demoCmd        `cmd:"" group:"serve" help:"${help_demo}"`
+	Sources     sourcesCmd     `cmd:"" group:"use" help:"${help_cmd_sources}"`
 	Watch       watchCmd       `cmd:"" group:"use" help:"Show requests and replies as they come."`
 	Status      statusCmd      `cmd:"" group:"see" help:"Show how every source, every stage and the store are."`
 	Receipt     receiptCmd     `cmd:"" group:"see" help:"Show what happened to one mail, step by step."`
 	DeadLetters deadLettersCmd `cmd:"" group:"see" help:"See the mails that a stage gave up on."`
-	Doctor      doctorCmd      `cmd:"" group:"see" help:"Check everything that has to be right, and say what to do about what is not."`
-	Provision   provisionCmd   `cmd:"" group:"keep" help:"Create the streams and consumers on a NATS server, or bring them up to date."`
+	Doctor      doctorCmd      `cmd:"" group:"see" help:"${help_doctor}"`
+	Provision   provisionCmd   `cmd:"" group:"keep" help:"${help_provision}"`
 	RotateKeys  rotateKeysCmd  `cmd:"" group:"keep" help:"Make a new key and seal every stored password with it."`
-	Schema      schemaCmd      `cmd:"" group:"keep" help:"Print the JSON Schema of an event type, or the list of types."`
+	Schema      schemaCmd      `cmd:"" group:"keep" help:"${help_schema}"`
 	Version     versionCmd     `cmd:"" group:"keep" help:"Print the version of this program."`
 }
 
-const description = `Posthorn takes mail out of IMAP and POP3 mailboxes, makes exactly one contact request or reply of every mail, ` +
-	`publishes it on NATS, and only then moves or deletes the mail on its server.
+const description = `Posthorn takes mail out of IMAP and POP3 mailboxes, makes exactly one contact request or reply ` +
+	`of every mail, publishes it on NATS, and only then moves or deletes the mail on its server.
 
   posthorn demo                          see it at work, with built-in mail servers
   posthorn run --sources sources.yaml    take in mail
@@ -64,8 +64,8 @@ func newParser(commands *grammar, stdout, stderr io.Writer, exit func(int)) (*ko
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.DefaultEnvars("POSTHORN"),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 120}),
-		kong.Vars{"data": defaultData()},
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, FlagsLast: true, WrapUpperBound: 120}),
+		helpTexts(defaultData()),
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "serve", Title: "Run it:"},
 			{Key: "use", Title: "Use it:"},

@@ -23,8 +23,8 @@ type doctorCmd struct {
 
 // Help says more.
 func (doctorCmd) Help() string {
-	return `Looks at the data directory, free space, the key file, the store and whether it writes at once, streams and consumers, ` +
-		`the clock, versions and every source. It changes nothing. Ends with 1 when something is wrong (✕).`
+	return `Looks at the data directory, free space, the key file, the store and whether it writes at once, streams and ` +
+		`consumers, the clock, versions and every source. It changes nothing. Ends with 1 when something is wrong (✕).`
 }
 
 // check is one line of the doctor.
@@ -124,7 +124,8 @@ func (p *program) checkData(found *checks) {
 		found.fail("data directory", "Name a directory with --data.", "%s is no directory", dir)
 		return
 	case info.Mode().Perm()&0o077 != 0 && runtime.GOOS != "windows":
-		found.warn("data directory", "chmod 700 "+dir, "%s can be read by others (%s): mail lies in it", dir, info.Mode().Perm())
+		found.warn("data directory", "chmod 700 "+dir, "%s can be read by others (%s): mail lies in it", dir,
+			info.Mode().Perm())
 	default:
 		found.ok("data directory", "%s", dir)
 	}
@@ -165,7 +166,8 @@ func (p *program) checkKeys(found *checks) {
 func (p *program) checkProgram(found *checks) {
 	conn, err := p.connect()
 	if stopped, ok := errors.AsType[*notRunning](err); ok {
-		found.fail("running", "Start it with `posthorn run`, or name a running one with --data or --nats.", "%s", stopped.looked)
+		found.fail("running", "Start it with `posthorn run`, or name a running one with --data or --nats.", "%s",
+			stopped.looked)
 		return
 	}
 	if err != nil {
@@ -236,7 +238,8 @@ func (p *program) checkProcesses(found *checks, conn *bus.Conn, presents []stage
 	switch drift := p.now().Sub(newest); {
 	case newest.IsZero():
 	case drift > 30*time.Second || drift < -10*time.Second:
-		found.fail("clock", "Let both machines keep their time by NTP.", "this machine and the store differ by %s", drift.Round(time.Second))
+		found.fail("clock", "Let both machines keep their time by NTP.", "this machine and the store differ by %s",
+			drift.Round(time.Second))
 	default:
 		found.ok("clock", "%s", p.now().UTC().Format(time.RFC3339))
 	}
@@ -249,7 +252,8 @@ func (p *program) checkVersions(found *checks, presents []stage.Present) {
 	}
 	delete(others, own)
 	if len(others) > 0 {
-		found.warn("versions", "Run the same version everywhere.", "this program is %s, running are also: %v", own, sortedKeys(others))
+		found.warn("versions", "Run the same version everywhere.", "this program is %s, running are also: %v", own,
+			sortedKeys(others))
 		return
 	}
 	found.ok("versions", "%s", own)

@@ -9,14 +9,15 @@ import (
 )
 
 type provisionCmd struct {
-	Replicas int         `default:"0" placeholder:"N" help:"Copies of every stream: 1, or 3 on a cluster (default: as they are; 1 for new ones)."`
-	MaxMail  source.Size `default:"0B" placeholder:"50GB" help:"Most bytes of raw mail that are kept (default: as it is; no limit for new streams). When it is full no mail is fetched; nothing is dropped."`
+	Replicas int         `default:"0" placeholder:"N" help:"${help_provision_replicas}"`
+	MaxMail  source.Size `default:"0B" placeholder:"50GB" help:"${help_provision_max_mail}"`
 	JSON     bool        `help:"Print JSON."`
 }
 
 // Help says more.
 func (provisionCmd) Help() string {
-	return `Needs a NATS user that may create streams; run itself then needs none. It removes nothing, and does nothing the second time.
+	return `Needs a NATS user that may create streams; run itself then needs none. It removes nothing, and does nothing ` +
+		`the second time.
 
 Example:
 

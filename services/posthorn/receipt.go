@@ -199,10 +199,11 @@ func reasonText(reason string) string {
 // outcomeText explains what came of an order.
 func outcomeText(d contract.Disposed) string {
 	text := map[string]string{
-		contract.OutcomeArchived:   "moved to " + quoted(d.Mailbox),
-		contract.OutcomeDeleted:    "deleted on its server",
-		contract.OutcomeGone:       "no longer there: somebody else moved or deleted it",
-		contract.OutcomeFlagged:    "copied to " + quoted(d.Mailbox) + " and marked as deleted: the server cannot remove single mails",
+		contract.OutcomeArchived: "moved to " + quoted(d.Mailbox),
+		contract.OutcomeDeleted:  "deleted on its server",
+		contract.OutcomeGone:     "no longer there: somebody else moved or deleted it",
+		contract.OutcomeFlagged: "copied to " + quoted(d.Mailbox) +
+			" and marked as deleted: the server removes no single mails",
 		contract.OutcomeLeft:       "left where it is",
 		contract.OutcomeSuperseded: "left where it is: the mailbox is another one now",
 		contract.OutcomeMismatch:   "not touched: something else lies at its place now",

@@ -22,8 +22,8 @@ type finder struct {
 	sources []source.Source
 }
 
-// finding is one mail that was found: by its key, or, when it was left on account of its headers, by the event that says
-// so.
+// finding is one mail that was found: by its key, or, when it was left on account of its headers, by the event that
+// says so.
 type finding struct {
 	source, mail string
 	skipped      *contract.SkippedMail
@@ -104,7 +104,7 @@ func (f *finder) byMessageID(id string) ([]finding, error) {
 	if len(keys) == 0 {
 		return nil, nil
 	}
-	skipped, err := f.skipped(nil, func(header map[string]string) bool { return keys[header[contract.HeaderMessageID]] }, nil)
+	skipped, err := f.skipped(func(header map[string]string) bool { return keys[header[contract.HeaderMessageID]] }, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -132,11 +132,13 @@ func (f *finder) byWords(query string) ([]finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	skipped, err := f.skipped(nil, nil, func(s contract.SkippedMail) bool { return matches(s.From, s.Subject, s.MessageID) })
+	skipped, err := f.skipped(nil, func(s contract.SkippedMail) bool { return matches(s.From, s.Subject, s.MessageID) })
 	if err != nil {
 		return nil, err
 	}
-	dead, err := f.dead(func(_ map[string]string, c contract.Content) bool { return matches(c.From, c.Subject, c.MessageID) })
+	dead, err := f.dead(func(_ map[string]string, c contract.Content) bool {
+		return matches(c.From, c.Subject, c.MessageID)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -206,13 +208,10 @@ func (f *finder) requests(match func(contract.ContactRequest) bool) ([]finding, 
 }
 
 // skipped finds the mails that were left in their Inbox: by the headers of the events where byHeader is given, and by
-// their bodies where byBody is. filters are the subjects; nil is every source.
+// their bodies where byBody is.
 func (f *finder) skipped(
-	filters []string, byHeader func(map[string]string) bool, byBody func(contract.SkippedMail) bool,
+	byHeader func(map[string]string) bool, byBody func(contract.SkippedMail) bool,
 ) ([]finding, error) {
-	if filters == nil {
-		filters = []string{contract.SkippedSubject("*")}
-	}
 	var found []finding
 	keep := func(stored bus.Stored) {
 		var s contract.SkippedMail
@@ -222,7 +221,7 @@ func (f *finder) skipped(
 		found = append(found, finding{source: s.Source.ID, mail: s.Mail, skipped: &s, at: stored.Time})
 	}
 	var sequences []uint64
-	options := bus.ScanOptions{Filters: filters, HeadersOnly: byHeader != nil}
+	options := bus.ScanOptions{Filters: []string{contract.SkippedSubject("*")}, HeadersOnly: byHeader != nil}
 	err := f.conn.Scan(f.p.ctx, contract.StreamParsed, options, func(stored bus.Stored) error {
 		switch {
 		case byHeader == nil:

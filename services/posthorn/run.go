@@ -12,19 +12,19 @@ import (
 
 // runFlags are the flags of the commands that run stages.
 type runFlags struct {
-	Stages []string `default:"all" sep:"," placeholder:"NAME" group:"what" help:"Stages to run: all, or some of fetcher, parser, router and archiver."`
+	Stages []string `default:"all" sep:"," placeholder:"NAME" group:"what" help:"${help_stages}"`
 
-	Sources       string        `placeholder:"FILE" type:"path" group:"what" help:"YAML file with sources, applied at the start."`
-	Prune         bool          `group:"what" help:"Remove the sources that are no longer in the file, instead of pausing them."`
-	ReadyJSON     bool          `name:"ready-json" group:"what" help:"Print one line of JSON on standard output once every stage is at work: ready, http, nats."`
-	AllowedPorts  []int         `default:"110,143,993,995" sep:"," placeholder:"PORT" group:"mail" help:"Ports that a mail server may have (default: 110,143,993,995)."`
-	NetworkPolicy string        `default:"private-ok" enum:"private-ok,public-only" group:"mail" help:"Addresses that a mail server may have: private-ok or public-only. Link-local and metadata addresses never."`
-	Timeout       time.Duration `default:"20s" placeholder:"20s" group:"mail" help:"How long a mail server may be silent."`
-	HTTP          string        `name:"http" default:"127.0.0.1:8080" placeholder:"ADDR" group:"listen" help:"Address of health and metrics; port 0 picks a free one (default: 127.0.0.1:8080)."`
-	NATSListen    string        `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" group:"listen" help:"Address at which the embedded NATS server serves local subscribers and the other commands; port 0 picks a free one, off serves nobody (default: 127.0.0.1:4222)."`
-	NATSMonitor   string        `name:"nats-monitor" placeholder:"URL" group:"store" help:"Monitoring address of an external NATS server, such as http://127.0.0.1:8222, to see that it writes every message to disk at once. Without that no mail is moved or deleted."`
-	AssumeDurable bool          `group:"store" help:"Vouch for an external NATS server that writes every message to disk at once."`
-	MaxStore      source.Size   `default:"0B" placeholder:"10GB" group:"store" help:"Most bytes that the embedded NATS server keeps on disk (default: three quarters of the free space)."`
+	Sources       string        `placeholder:"FILE" type:"path" group:"what" help:"${help_sources}"`
+	Prune         bool          `group:"what" help:"${help_prune}"`
+	ReadyJSON     bool          `name:"ready-json" group:"what" help:"${help_ready_json}"`
+	AllowedPorts  []int         `default:"110,143,993,995" sep:"," placeholder:"PORT" group:"mail" help:"${ports}"`
+	NetworkPolicy string        `default:"private-ok" enum:"private-ok,public-only" group:"mail" help:"${policy}"`
+	Timeout       time.Duration `default:"20s" placeholder:"20s" group:"mail" help:"${help_timeout}"`
+	HTTP          string        `name:"http" default:"127.0.0.1:8080" placeholder:"ADDR" group:"listen" help:"${http}"`
+	NATSListen    string        `name:"nats-listen" default:"127.0.0.1:4222" placeholder:"ADDR" group:"listen" help:"${listen}"`
+	NATSMonitor   string        `name:"nats-monitor" placeholder:"URL" group:"store" help:"${help_nats_monitor}"`
+	AssumeDurable bool          `group:"store" help:"${help_assume_durable}"`
+	MaxStore      source.Size   `default:"0B" placeholder:"10GB" group:"store" help:"${help_max_store}"`
 }
 
 // Validate checks what the grammar cannot say.
@@ -68,8 +68,8 @@ type runCmd struct {
 
 // Help says more.
 func (runCmd) Help() string {
-	return `Without flags everything runs in this one process: an embedded NATS server that keeps what it stores in ./posthorn-data, ` +
-		`health and metrics on 127.0.0.1:8080, and NATS for local subscribers on 127.0.0.1:4222. ` +
+	return `Without flags everything runs in this one process: an embedded NATS server that keeps what it stores in ` +
+		`./posthorn-data, health and metrics on 127.0.0.1:8080, and NATS for local subscribers on 127.0.0.1:4222. ` +
 		`Ctrl-C (SIGTERM) finishes what is in hand and stops; a second one stops at once.
 
 Examples:

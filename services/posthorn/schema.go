@@ -8,7 +8,7 @@ import (
 )
 
 type schemaCmd struct {
-	Type string `arg:"" optional:"" help:"Event type, such as posthorn.contact-request.received.v1; without one the types are listed."`
+	Type string `arg:"" optional:"" help:"${help_schema_type}"`
 }
 
 // Run prints a schema or the list of types.

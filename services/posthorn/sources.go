@@ -21,7 +21,7 @@ type sourcesCmd struct {
 	Show   sourcesShowCmd   `cmd:"" help:"Show everything about one source, but its password."`
 	Apply  sourcesApplyCmd  `cmd:"" help:"Make the sources be as a file says."`
 	Test   sourcesTestCmd   `cmd:"" help:"Try the connection of a source, step by step, without changing anything."`
-	Trace  sourcesTraceCmd  `cmd:"" help:"Show what is spoken with the mail server of a source, without passwords and contents."`
+	Trace  sourcesTraceCmd  `cmd:"" help:"${help_sources_trace}"`
 	Pause  sourcesPauseCmd  `cmd:"" help:"Stop taking in mail of a source."`
 	Resume sourcesResumeCmd `cmd:"" help:"Go on with a paused source."`
 	Retry  sourcesRetryCmd  `cmd:"" help:"Try a failing source now instead of at its next time."`
@@ -298,9 +298,9 @@ func takesIn(s source.Source) string {
 
 type sourcesApplyCmd struct {
 	File         string `short:"f" required:"" type:"path" placeholder:"FILE" help:"The sources file (YAML)."`
-	Prune        bool   `help:"Remove the sources that came from a file and are no longer in it, instead of pausing them."`
+	Prune        bool   `help:"${help_sources_prune}"`
 	DryRun       bool   `help:"Say what would be done, and do nothing."`
-	AllowedPorts []int  `sep:"," placeholder:"PORT" help:"Ports that a mail server may have (default: those that the running program allows)."`
+	AllowedPorts []int  `sep:"," placeholder:"PORT" help:"${help_sources_allowed_ports}"`
 	JSON         bool   `help:"Print JSON."`
 }
 

@@ -22,8 +22,8 @@ type statusCmd struct {
 
 // Help says more.
 func (statusCmd) Help() string {
-	return `Of each source: taken in since it was added; left in the Inbox on purpose; dead letters; waiting to be taken in; ` +
-		`unaccounted, which should be 0. "Last full check" is the only proof of health.
+	return `Of each source: taken in since it was added; left in the Inbox on purpose; dead letters; waiting to be ` +
+		`taken in; unaccounted, which should be 0. "Last full check" is the only proof of health.
 
 Examples:
 

@@ -15,7 +15,7 @@ import (
 type watchCmd struct {
 	Workflow string `placeholder:"W" help:"Only requests that came in for this workflow."`
 	Source   string `placeholder:"S" help:"Only those of this source (id or name)."`
-	Since    string `placeholder:"T" help:"Begin with what was stored since then: a time (2026-11-23T08:00:00Z), a date, how long ago (2h), or all."`
+	Since    string `placeholder:"T" help:"${help_watch_since}"`
 	JSON     bool   `help:"Print one JSON object per line: the event as it is stored."`
 }
 
@@ -28,7 +28,7 @@ Examples:
   posthorn watch --workflow sales
   posthorn watch --since all --json | jq -r .subject
 
-A program of your own subscribes with pkg/client or any NATS client instead: it is told what it missed while it was away.`
+A program of your own subscribes with pkg/client or any NATS client instead: it is told what it missed meanwhile.`
 }
 
 // Run follows contact requests until it is told to stop.

@@ -233,7 +233,8 @@ func (c *Conn) SyncAlways(ctx context.Context, monitorURL string) (bool, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(monitorURL, "/")+"/jsz", http.NoBody)
+	address := strings.TrimSuffix(monitorURL, "/") + "/jsz"
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, http.NoBody)
 	if err != nil {
 		return unproven(err)
 	}

@@ -39,22 +39,22 @@ func selectable(m *imap.ListData) bool {
 
 // prefix of the personal namespace (RFC 2342), "INBOX." on servers in the manner of Courier; "" when there is none or
 // the server does not say.
-func (s *imapSession) prefix(ctx context.Context) (prefix string, delim rune, err error) {
+func (s *imapSession) prefix(ctx context.Context) (string, error) {
 	if !s.caps["NAMESPACE"] {
-		return "", 0, nil
+		return "", nil
 	}
 	var data *imap.NamespaceData
-	err = s.command(ctx, "NAMESPACE", budgetControl, func() (err error) {
+	err := s.command(ctx, "NAMESPACE", budgetControl, func() (err error) {
 		data, err = s.client.Namespace().Wait()
 		return err
 	})
 	if err != nil && s.dead() {
-		return "", 0, err
+		return "", err
 	}
 	if err != nil || len(data.Personal) == 0 {
-		return "", 0, nil
+		return "", nil
 	}
-	return data.Personal[0].Prefix, data.Personal[0].Delim, nil
+	return data.Personal[0].Prefix, nil
 }
 
 // archiveMailbox finds the archive mailbox: the configured name as it is, then below the namespace's prefix, then, for
@@ -66,7 +66,7 @@ func (s *imapSession) archiveMailbox(ctx context.Context, name string, mayCreate
 	if strings.EqualFold(name, "INBOX") || name == "" {
 		return "", fault.New(fault.ArchiveRefused, nil, params(s.settings, "mailbox", name))
 	}
-	prefix, _, err := s.prefix(ctx)
+	prefix, err := s.prefix(ctx)
 	if err != nil {
 		return "", err
 	}

@@ -17,7 +17,7 @@ var sentNames = []string{"Sent", "Sent Items", "Sent Messages", "Sent Mail", "L�
 	"Lähetetty", "Skickat", "Skickade", "Skickade objekt", "Gesendet", "Gesendete Objekte", "Gesendete Elemente",
 	"Sendt", "Sendte elementer", "Sendt post", "Saadetud", "Saadetud kirjad", "Envoyés", "Éléments envoyés",
 	"Messages envoyés", "Enviados", "Elementos enviados", "Inviata", "Posta inviata", "Verzonden", "Verzonden items",
-	"Wysłane", "Elementy wysłane", "Отправленные"}
+	"Wysłane", "Elementy wysłane", "Отправленные"} //nolint:misspell // Polish
 
 // sentFields are the header fields that the sent index is made of.
 var sentFields = []string{"MESSAGE-ID", "IN-REPLY-TO", "REFERENCES", "DATE", "TO", "CC", "SUBJECT",
@@ -116,7 +116,7 @@ func (s *imapSession) sentMailbox(ctx context.Context) (string, error) {
 			return m.Mailbox, nil
 		}
 	}
-	prefix, _, err := s.prefix(ctx)
+	prefix, err := s.prefix(ctx)
 	if err != nil {
 		return "", err
 	}

@@ -362,8 +362,8 @@ func (b *popBody) next() {
 	b.rest = line
 }
 
-// Fetch reads whole mails with RETR. The content must not be shorter than LIST said: some servers count the last line
-// end, some do not.
+// Fetch reads whole mails with RETR. Its end mark proves that a mail is whole (RFC 1939 section 3). What LIST said is
+// for the caller to compare: some servers only estimate.
 func (s *popSession) Fetch(ctx context.Context, mails []Entry, call func(Entry, int64, io.Reader) error) error {
 	const step = "reading mails"
 	for _, m := range mails {
@@ -379,7 +379,7 @@ func (s *popSession) Fetch(ctx context.Context, mails []Entry, call func(Entry, 
 		}
 		var failure error
 		err := s.lines(ctx, step, fmt.Sprintf("RETR %d", own.Number), allowance(own.Size), func(body io.Reader) error {
-			failure = call(own, own.Size, &listedBody{r: body, listed: own.Size, settings: s.settings})
+			failure = call(own, own.Size, &listedBody{r: body, settings: s.settings})
 			return failure
 		})
 		if failure != nil && !s.dead() {
@@ -392,10 +392,9 @@ func (s *popSession) Fetch(ctx context.Context, mails []Entry, call func(Entry, 
 	return nil
 }
 
-// listedBody compares what came with what LIST announced.
+// listedBody refuses what is empty or too large.
 type listedBody struct {
 	r        io.Reader
-	listed   int64
 	settings *Settings
 	n        int64
 }
@@ -409,8 +408,6 @@ func (b *listedBody) Read(p []byte) (int, error) {
 		return 0, tooLarge(b.settings)
 	case err == io.EOF && b.n == 0: //nolint:errorlint // a reader ends in io.EOF itself
 		return n, fault.New(fault.ProtocolEmpty, nil, params(b.settings))
-	case err == io.EOF && b.n+2 < b.listed: //nolint:errorlint // as above
-		return n, fault.New(fault.ProtocolShort, nil, params(b.settings))
 	}
 	return n, err
 }

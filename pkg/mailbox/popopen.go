@@ -88,7 +88,7 @@ func (o *opening) popGreeting(t *talk) error {
 	if strings.HasPrefix(line, "* ") {
 		return fault.New(fault.ProtocolWrong, nil, o.params("spoken", "IMAP", "wanted", "POP3"))
 	}
-	_, err = t.popStatus("greeting", line)
+	err = t.popStatus("greeting", line)
 	if r, ok := errors.AsType[refusal](err); ok {
 		if f := r.fault(&o.Settings, "greeting", false); f.Code != fault.ProtocolRefused {
 			return f
@@ -100,7 +100,7 @@ func (o *opening) popGreeting(t *talk) error {
 
 // popCapabilities are those of CAPA (RFC 2449) with their arguments; nil when the server does not know the command.
 func (t *talk) popCapabilities() (map[string][]string, error) {
-	_, err := t.pop("capabilities", "CAPA", "CAPA")
+	err := t.pop("capabilities", "CAPA", "CAPA")
 	if _, ok := errors.AsType[refusal](err); ok {
 		return nil, nil // no such command
 	}
@@ -133,7 +133,7 @@ func (o *opening) stls(t *talk, caps map[string][]string) error {
 	if _, ok := caps["STLS"]; caps != nil && !ok {
 		return none
 	}
-	_, err := t.pop("STLS", "STLS", "STLS")
+	err := t.pop("STLS", "STLS", "STLS")
 	if _, ok := errors.AsType[refusal](err); ok {
 		return none
 	}
@@ -145,16 +145,16 @@ func (o *opening) popSignIn(t *talk, caps map[string][]string) error {
 	_, user := caps["USER"]
 	switch {
 	case caps == nil || user:
-		_, err := t.pop(step, "USER "+o.Username, "USER …")
+		err := t.pop(step, "USER "+o.Username, "USER …")
 		if err == nil {
-			_, err = t.pop(step, "PASS "+o.Password, "PASS …")
+			err = t.pop(step, "PASS "+o.Password, "PASS …")
 		}
 		return t.refuse(step, err, true)
 	case slices.Contains(caps["SASL"], "PLAIN"):
 		plain := base64.StdEncoding.EncodeToString([]byte("\x00" + o.Username + "\x00" + o.Password))
-		_, err := t.pop(step, "AUTH PLAIN", "AUTH PLAIN")
+		err := t.pop(step, "AUTH PLAIN", "AUTH PLAIN")
 		if err == nil {
-			_, err = t.pop(step, plain, "…")
+			err = t.pop(step, plain, "…")
 		}
 		return t.refuse(step, err, true)
 	}

@@ -151,31 +151,29 @@ func (t *talk) imap(step, command, shown string, onContinue func() error) ([]str
 	}
 }
 
-// pop sends a command and reads its status line. The text after +OK is returned, -ERR is a refusal.
-func (t *talk) pop(step, command, shown string) (string, error) {
+// pop sends a command and reads its status line; -ERR is a refusal.
+func (t *talk) pop(step, command, shown string) error {
 	t.guard.arm(budgetControl)
 	defer t.guard.disarm()
 	if err := t.send(command, shown); err != nil {
-		return "", t.failed(step, err)
+		return t.failed(step, err)
 	}
 	line, err := t.line()
 	if err != nil {
-		return "", t.failed(step, err)
+		return t.failed(step, err)
 	}
 	return t.popStatus(step, line)
 }
 
-func (t *talk) popStatus(step, line string) (string, error) {
+func (t *talk) popStatus(step, line string) error {
 	head, text, _ := strings.Cut(line, " ")
 	switch strings.ToUpper(head) {
-	case "+OK":
-		return text, nil
-	case "+":
-		return text, nil
+	case "+OK", "+":
+		return nil
 	case "-ERR":
-		return "", refused(text)
+		return refused(text)
 	}
-	return "", t.broken(step, line)
+	return t.broken(step, line)
 }
 
 // popLines reads the lines of a multi-line answer.

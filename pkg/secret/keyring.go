@@ -124,10 +124,9 @@ func (k *Keyring) Seal(plain Secret, record, field string) (Sealed, error) {
 	if err != nil {
 		return Sealed{}, err
 	}
-	return Sealed{
-		KeyID: newest.id,
-		Box:   box.Seal(nil, nil, []byte(plain), boundTo(record, field, newest.id)), //nolint:gosec // the cipher makes a random nonce itself
-	}, nil
+	bound := boundTo(record, field, newest.id)
+	sealed := box.Seal(nil, nil, []byte(plain), bound) //nolint:gosec // the cipher makes a random nonce itself
+	return Sealed{KeyID: newest.id, Box: sealed}, nil
 }
 
 // Open decrypts what was sealed for the same record and field. Without its key, and when it was sealed for something

@@ -101,7 +101,7 @@ func (d *drain) pause(ctx context.Context, wait time.Duration) bool {
 	select {
 	case next := <-d.owned.Changes:
 		stop()
-		_ = <-quiet // the session is closed now, whatever it says
+		<-quiet //nolint:errcheck // the session is closed now, whatever it says
 		d.adopt(next)
 	case err := <-quiet:
 		if err != nil && ctx.Err() == nil {
@@ -109,7 +109,7 @@ func (d *drain) pause(ctx context.Context, wait time.Duration) bool {
 			d.close()
 		}
 	case <-ctx.Done():
-		_ = <-quiet // cancelled
+		<-quiet //nolint:errcheck // cancelled
 	}
 	return ctx.Err() == nil
 }

@@ -214,10 +214,15 @@ func (c *cycle) receive(ctx context.Context, info mailbox.Info, body io.Reader) 
 	return mail, ctx.Err()
 }
 
-// shorter tells whether a mail has clearly fewer bytes than announced. Servers count line ends in different ways, so a
-// twentieth less is normal; after three cycles the server's last word is believed.
+// shorter tells whether a mail has fewer bytes than announced. Some POP3 servers count the last line end and some do
+// not; IMAP servers count line ends in different ways, so a twentieth less is normal there. A server that says the same
+// three times is believed: some only estimate.
 func (c *cycle) shorter(info mailbox.Info, size int64) bool {
-	if info.Size <= 0 || size >= info.Size-info.Size/20-64 {
+	least := info.Size - info.Size/20 - 64
+	if c.source.Type == mailbox.POP3 {
+		least = info.Size - 2
+	}
+	if info.Size <= 0 || size >= least {
 		return false
 	}
 	id := placeID(c.ledger.meta.UIDValidity, info.UID, info.UIDL, info.Size)

@@ -182,7 +182,7 @@ func (s *survey) declare(b []byte) {
 			continue
 		}
 		value = bytes.TrimLeft(value[1:], " \t")
-		end := -1
+		var end int
 		if bytes.HasPrefix(value, []byte(`"`)) {
 			value = value[1:]
 			end = bytes.IndexAny(value, "\"\r\n")

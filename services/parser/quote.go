@@ -96,7 +96,7 @@ func cutsRest(lines []string, i int) bool {
 	if len(line) > 400 {
 		return false
 	}
-	if start := strings.TrimLeft(line, " \t>"); start != "" && strings.ContainsAny(start[:1], "-_*=#\xe2") &&
+	if start := strings.TrimLeft(line, " \t>"); start != "" && strings.IndexByte("-_*=#\xe2", start[0]) >= 0 &&
 		(originalMessage.MatchString(line) || aboveLine.MatchString(line)) {
 		return true
 	}

@@ -246,7 +246,8 @@ func (p *parsing) text(body []*leaf) {
 	var text, own strings.Builder
 	for _, l := range body {
 		var part passage
-		repaired, cut := "", false
+		var repaired string
+		cut := false
 		if l.plain {
 			part, repaired = plainPassage(l)
 		} else {

@@ -64,17 +64,14 @@ func (b *box) append(raw []byte, at time.Time, flags []imap.Flag) imap.UID {
 	return m.uid
 }
 
-// expungeLocked removes mails and returns their sequence numbers, each as it was when its turn came.
-func (b *box) expungeLocked(gone func(*stored) bool) (numbers []uint32) {
+// expungeLocked removes mails and tells every client.
+func (b *box) expungeLocked(gone func(*stored) bool) {
 	for i := len(b.mails) - 1; i >= 0; i-- {
 		if gone(b.mails[i]) {
-			number := uint32(i) + 1
-			numbers = append(numbers, number)
-			b.tracker.QueueExpunge(number)
+			b.tracker.QueueExpunge(uint32(i) + 1)
 			b.mails = slices.Delete(b.mails, i, i+1)
 		}
 	}
-	return numbers
 }
 
 func (b *box) status(options *imap.StatusOptions) *imap.StatusData {

@@ -51,12 +51,15 @@ func (f *finder) find(query string) ([]finding, error) {
 
 // byKey finds the source of a mail's key.
 func (f *finder) byKey(key string) ([]finding, error) {
-	for stream, filter := range map[contract.Stream]string{
-		contract.StreamMail:            contract.RawSubject("*", key),
-		contract.StreamContactRequests: contract.ContactRequestFilter("*", key),
-		contract.StreamDeadLetters:     contract.DeadLetterSubject("*", "*", key),
+	for _, place := range []struct {
+		stream contract.Stream
+		filter string
+	}{
+		{contract.StreamMail, contract.RawSubject("*", key)},
+		{contract.StreamContactRequests, contract.ContactRequestFilter("*", key)},
+		{contract.StreamDeadLetters, contract.DeadLetterSubject("*", "*", key)},
 	} {
-		stored, err := f.conn.Last(f.p.ctx, stream, filter)
+		stored, err := f.conn.Last(f.p.ctx, place.stream, place.filter)
 		if errors.Is(err, bus.ErrNotFound) {
 			continue
 		}
@@ -66,7 +69,9 @@ func (f *finder) byKey(key string) ([]finding, error) {
 		parts := strings.Split(stored.Subject, ".")
 		return []finding{{source: parts[len(parts)-2], mail: key}}, nil
 	}
-	return nil, nil
+	// The bytes of a mail that was left are erased: only the event that says so knows its key.
+	left, err := f.skipped(func(header map[string]string) bool { return header[contract.HeaderMail] == key }, nil)
+	return distinct(left), err
 }
 
 // byMessageID finds mails of every source by their Message-ID.

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,6 +40,11 @@ func (f *runFlags) Validate() error {
 	}
 	if slices.Contains(f.Stages, "all") && len(f.Stages) > 1 {
 		return usageError{"--stages: all stands alone"}
+	}
+	for _, port := range f.AllowedPorts {
+		if port < 1 || port > 65535 {
+			return usageError{"--allowed-ports: " + strconv.Itoa(port) + " is no port"}
+		}
 	}
 	return nil
 }
@@ -81,5 +89,9 @@ Examples:
 
 // Run runs the stages until it is told to stop.
 func (c *runCmd) Run(p *program) error {
-	return allinone.Run(p.ctx, c.settings(p), p.log)
+	err := allinone.Run(p.ctx, c.settings(p), p.log)
+	if p.ctx.Err() != nil && errors.Is(err, context.Canceled) { // told to stop while it started
+		return nil
+	}
+	return err
 }

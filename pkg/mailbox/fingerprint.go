@@ -8,12 +8,16 @@ import (
 	"strings"
 )
 
+// mostFingerprinted is how much of a header block is looked at: whoever reads a header reads at least so much of it.
+const mostFingerprinted = 256 << 10
+
 // Fingerprint is a hash over what identifies a mail in its header (Message-ID, Date, From, To, Subject; the whole
 // header when none of them is there), indifferent to folding and trailing blanks, so that it stays the same when a
 // server renders a header differently. It is compared before a mail is moved or deleted. header is the header block
-// with or without the empty line at its end; what follows that line is not looked at.
+// with or without the empty line at its end; what follows that line, or the first 256 KB, is not looked at.
 func Fingerprint(header []byte) string {
 	var identifying, all []string
+	header = header[:min(len(header), mostFingerprinted)]
 	for _, field := range fields(header) {
 		name, value, ok := strings.Cut(field, ":")
 		name = strings.ToLower(strings.TrimSpace(name))

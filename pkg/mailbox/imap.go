@@ -345,7 +345,10 @@ func (s *imapSession) Headers(ctx context.Context, mails []Entry, call func(Entr
 			set.AddNum(imap.UID(m.UID))
 		}
 		var own error
-		budget := 4*longestHeader + int64(len(batch))*64<<10
+		budget := int64(4 * longestHeader)
+		for _, m := range batch {
+			budget += allowance(m.Size) // a header block is as long as its mail at most
+		}
 		err := s.command(ctx, "reading headers", budget, func() error {
 			options := &imap.FetchOptions{UID: true, BodySection: []*imap.FetchItemBodySection{section}}
 			return s.each(s.client.Fetch(set, options), func(msg *fetched) error {

@@ -119,7 +119,10 @@ func (d *disposal) identify(order []imap.UID) ([]imap.UID, error) {
 			fingerprint string
 		}
 		seen := map[imap.UID]*found{}
-		budget := 4*longestHeader + int64(len(batch))*64<<10
+		budget := int64(4 * longestHeader)
+		for _, uid := range batch {
+			budget += allowance(d.targets[uid].Place.Size) // a header block is as long as its mail at most
+		}
 		err := d.command(d.ctx, "identifying mails", budget, func() error {
 			options := &imap.FetchOptions{UID: true, Flags: true, RFC822Size: true,
 				BodySection: []*imap.FetchItemBodySection{section}}

@@ -270,7 +270,7 @@ func (s *popSession) header(ctx context.Context, m Entry) ([]byte, error) {
 	}
 	_, hasTOP := s.caps["TOP"]
 	if s.caps == nil || hasTOP {
-		err := s.lines(ctx, step, fmt.Sprintf("TOP %d 0", m.Number), 2*longestHeader, read)
+		err := s.lines(ctx, step, fmt.Sprintf("TOP %d 0", m.Number), 2*longestHeader+allowance(m.Size), read)
 		if err == nil && header != nil {
 			return header, nil
 		}

@@ -37,7 +37,7 @@ func helpTexts(data string) kong.Vars {
 		"help_max_store": "Most bytes that the embedded NATS server keeps on disk (default: three quarters of the free " +
 			"space).",
 		"help_provision_replicas": "Copies of every stream: 1, or 3 on a cluster (default: as they are; 1 for new ones).",
-		"help_provision_max_mail": "Most bytes of raw mail that are kept (default: as it is; no limit for new streams). When " +
+		"help_provision_max_mail": "Most bytes of raw mail that are kept (default: as it is; none for new streams). When " +
 			"it is full no mail is fetched; nothing is dropped.",
 		"help_schema_type": "Event type, such as posthorn.contact-request.received.v1; without one the types are " +
 			"listed.",

@@ -271,7 +271,7 @@ func testStatus(t *testing.T, r *running) {
 }
 
 func testTest(t *testing.T, r *running) {
-	contains(t, r.run(t, exitOK, "sources", "test", "sales"), "✓ sign-in", "✓ inbox")
+	contains(t, r.run(t, exitOK, "sources", "test", "sales"), "✓ sign-in", "✓ inbox", "Mail can be taken in.")
 	for line := range strings.Lines(r.run(t, exitOK, "sources", "test", "info", "--json")) {
 		var step map[string]any
 		if err := json.Unmarshal([]byte(line), &step); err != nil || step["name"] == "" || step["status"] == "fail" {

@@ -248,6 +248,15 @@ func TestStepsOfATestSayWhatWasLearntAndWhatToDo(t *testing.T) {
 			Fault: fault.New(fault.TLSExpiresSoon, nil, fault.Params{"until": "2026-12-01"})},
 		{Name: "sign-in", Status: mailbox.StepFail, Duration: 2 * time.Second, Fault: fault.New(fault.AuthRejected, nil, nil)},
 		{Name: "inbox", Status: mailbox.StepSkipped},
+		{Name: "tcp", Status: mailbox.StepFail, Facts: map[string]string{"hint_port": "993"},
+			Fault: fault.New(fault.TCPRefused, nil, fault.Params{"host": "mail.example.org", "port": "143"})},
+		{Name: "tls", Facts: map[string]string{"version": "TLS 1.3", "names": "mail.example.org", "issuer": "CN=Test",
+			"not_after": "2027-01-01T00:00:00Z"}, Status: mailbox.StepOK},
+		{Name: "archive", Status: mailbox.StepOK, Facts: map[string]string{"create": "Archive"}},
+		{Name: "backlog", Status: mailbox.StepOK,
+			Facts: map[string]string{"messages": "412", "then": "archive", "mailbox": "Archive"}},
+		{Name: "backlog", Status: mailbox.StepOK, Facts: map[string]string{"messages": "2", "then": "archive"}},
+		{Name: "rights", Status: mailbox.StepSkipped, Facts: map[string]string{"why": "the server does not tell"}},
 	} {
 		if err := p.printStep(step); err != nil {
 			t.Fatal(err)

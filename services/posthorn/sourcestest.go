@@ -4,12 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
 	"posthorn/pkg/bus"
+	"posthorn/pkg/contract"
 	"posthorn/pkg/fault"
 	"posthorn/pkg/mailbox"
 	"posthorn/pkg/source"
@@ -61,8 +60,17 @@ func (c *sourcesTestCmd) Run(p *program) error {
 		if err != nil {
 			return fmt.Errorf("source %s: %w", s.ID, err)
 		}
+		verdict, code := "Mail can be taken in.", exitOK
 		if result != "ok" {
-			return exitCode(exitFailed)
+			verdict, code = "Mail cannot be taken in. Nothing was changed in the mailbox.", exitFailed
+		}
+		if !c.JSON {
+			if err := p.printf("%s\n", verdict); err != nil {
+				return err
+			}
+		}
+		if code != exitOK {
+			return exitCode(code)
 		}
 		return nil
 	})
@@ -77,7 +85,7 @@ func (p *program) printStep(step mailbox.Step) error {
 	if step.Status == mailbox.StepSkipped {
 		line = fmt.Sprintf("%s %-12s   skipped", sign, step.Name)
 	}
-	if facts := factsText(step.Facts); facts != "" {
+	if facts := learnt(step); facts != "" {
 		line += "  " + facts
 	}
 	lines := []string{line}
@@ -85,18 +93,54 @@ func (p *program) printStep(step mailbox.Step) error {
 		text := step.Fault.Text("en")
 		lines = append(lines, "    "+text.Headline+" ("+string(step.Fault.Code)+")", "    you: "+text.You)
 	}
+	if port := step.Facts["hint_port"]; port != "" {
+		lines = append(lines, "    hint: port "+plain(port, 10)+" answers")
+	}
 	return p.printf("%s\n", strings.Join(lines, "\n"))
 }
 
-// factsText writes facts in a fixed order.
-func factsText(facts map[string]string) string {
-	parts := make([]string, 0, len(facts))
-	for _, name := range slices.Sorted(maps.Keys(facts)) {
-		if value := plain(facts[name], 120); value != "" {
-			parts = append(parts, strings.ReplaceAll(name, "_", " ")+": "+value)
+// learnt says what a step has found out.
+func learnt(step mailbox.Step) string {
+	fact := func(name string) string { return plain(step.Facts[name], 120) }
+	switch name := step.Name; {
+	case len(step.Facts) == 0:
+		return ""
+	case name == "dns":
+		return fact("addresses")
+	case name == "tcp":
+		return fact("address")
+	case name == "tls":
+		if fact("names") == "" {
+			return fact("version")
 		}
+		return fact("version") + ", certificate for " + fact("names") + " from " + fact("issuer") + " until " +
+			fact("not_after")
+	case name == "capabilities":
+		return fact("capabilities")
+	case name == "inbox":
+		return fact("messages") + " mails"
+	case name == "archive":
+		if missing := fact("create"); missing != "" {
+			return quoted(missing) + " is made when the first mail is moved"
+		}
+		return fact("mailbox")
+	case name == "backlog":
+		return fact("messages") + " mails in the Inbox: what is new is taken in, then " + afterwards(step.Facts)
+	default:
+		return fact("why")
 	}
-	return strings.Join(parts, ", ")
+}
+
+// afterwards says what will be done to mails that were taken in.
+func afterwards(facts map[string]string) string {
+	switch name := facts["mailbox"]; {
+	case facts["then"] == string(contract.Delete):
+		return "deleted"
+	case facts["then"] == string(contract.Archive) && name != "":
+		return "moved to " + quoted(plain(name, 120))
+	default:
+		return "left where they are"
+	}
 }
 
 type sourcesTraceCmd struct {

@@ -23,45 +23,17 @@ var imapCaps = []string{"MOVE", "UIDPLUS", "ESEARCH", "IDLE", "NAMESPACE", "SPEC
 // go-imap, which then finds itself greeted as signed in, with the capabilities of the moment: it has no reason to ask
 // again, to fall back, or to see a password.
 func (o *opening) openIMAP(ctx context.Context, g *guard, mode Mode) (Session, error) {
-	t := newTalk(ctx, &o.Settings, g)
-	if o.Security == ImplicitTLS {
-		conn, err := o.secure(ctx, g)
-		if err != nil {
-			return nil, err
-		}
-		t.conn = conn
+	t, caps, err := converse(ctx, o, g, dialect[map[string]bool]{
+		greeting:     o.imapGreeting,
+		capabilities: func(t *talk) (map[string]bool, error) { return t.imapCapability(nil) },
+		startTLS:     o.startTLS,
+		shown:        list,
+	})
+	if err != nil {
+		return nil, err
 	}
+
 	began := time.Now()
-	err := o.imapGreeting(t)
-	o.did(stepGreeting, began, o.siblingOf(ctx, g, err), err)
-	if err != nil {
-		return nil, err
-	}
-
-	began = time.Now()
-	caps, err := t.imapCapability(nil)
-	if err == nil && o.Security == StartTLS {
-		err = o.startTLS(t, caps)
-	}
-	if err != nil {
-		o.did(stepCapabilities, began, nil, err)
-		return nil, err
-	}
-	if o.Security == StartTLS {
-		conn, err := o.secure(ctx, g)
-		if err != nil {
-			return nil, err
-		}
-		t.conn = conn
-		began = time.Now()
-		if caps, err = t.imapCapability(nil); err != nil { // what was said in clear does not count
-			o.did(stepCapabilities, began, nil, err)
-			return nil, err
-		}
-	}
-	o.did(stepCapabilities, began, map[string]string{"capabilities": list(caps)}, nil)
-
-	began = time.Now()
 	caps, err = o.imapSignIn(t, caps)
 	if err != nil {
 		o.did(stepSignIn, began, nil, err)

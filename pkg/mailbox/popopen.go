@@ -21,45 +21,14 @@ import (
 // openPOP takes a fresh connection through TLS or STLS, greeting, CAPA and sign-in, none of which go-pop3 can do, and
 // hands it on greeted anew.
 func (o *opening) openPOP(ctx context.Context, g *guard) (Session, error) {
-	t := newTalk(ctx, &o.Settings, g)
-	if o.Security == ImplicitTLS {
-		conn, err := o.secure(ctx, g)
-		if err != nil {
-			return nil, err
-		}
-		t.conn = conn
+	t, caps, err := converse(ctx, o, g, dialect[map[string][]string]{
+		greeting: o.popGreeting, capabilities: (*talk).popCapabilities, startTLS: o.stls, shown: popCapsText,
+	})
+	if err != nil {
+		return nil, err
 	}
+
 	began := time.Now()
-	err := o.popGreeting(t)
-	o.did(stepGreeting, began, o.siblingOf(ctx, g, err), err)
-	if err != nil {
-		return nil, err
-	}
-
-	began = time.Now()
-	caps, err := t.popCapabilities()
-	if err == nil && o.Security == StartTLS {
-		err = o.stls(t, caps)
-	}
-	if err != nil {
-		o.did(stepCapabilities, began, nil, err)
-		return nil, err
-	}
-	if o.Security == StartTLS {
-		conn, err := o.secure(ctx, g)
-		if err != nil {
-			return nil, err
-		}
-		t.conn = conn
-		began = time.Now()
-		if caps, err = t.popCapabilities(); err != nil { // what was said in clear does not count
-			o.did(stepCapabilities, began, nil, err)
-			return nil, err
-		}
-	}
-	o.did(stepCapabilities, began, map[string]string{"capabilities": popCapsText(caps)}, nil)
-
-	began = time.Now()
 	if err := o.popSignIn(t, caps); err != nil {
 		o.did(stepSignIn, began, nil, err)
 		return nil, err

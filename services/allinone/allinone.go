@@ -182,39 +182,32 @@ func (h *house) apply(ctx context.Context) error {
 
 // plan is the floor plan: the rooms of this process in the order of a mail's way, which is the order they stop in.
 func (h *house) plan() []stage.Room {
-	publisher := h.conn.Publisher()
-	all := map[string]func(prometheus.Registerer) (stage.Stage, error){
-		Fetcher: func(metrics prometheus.Registerer) (stage.Stage, error) {
+	mail := stage.MailConfig{Network: h.cfg.Network, Timeout: h.cfg.Timeout}
+	all := map[string]func(stage.Deps) (stage.Stage, error){
+		Fetcher: func(deps stage.Deps) (stage.Stage, error) {
 			return fetcher.New(fetcher.Config{
-				Instance: h.cfg.Instance, Network: h.cfg.Network, SpoolDir: h.data.file("spool"), Timeout: h.cfg.Timeout,
-			}, fetcher.Deps{
-				Conn: h.conn, Publisher: publisher, Leases: h.leases, Sources: h.sources, Keys: h.keys, Metrics: metrics,
-				Log: h.log,
-			})
+				Instance: h.cfg.Instance, Mail: mail, SpoolDir: h.data.file("spool"),
+			}, deps)
 		},
-		Parser: func(metrics prometheus.Registerer) (stage.Stage, error) {
-			return parser.New(parser.Config{Instance: h.cfg.Instance}, parser.Deps{
-				Conn: h.conn, Publisher: publisher, Metrics: metrics, Log: h.log,
-			})
+		Parser: func(deps stage.Deps) (stage.Stage, error) {
+			return parser.New(parser.Config{Instance: h.cfg.Instance}, deps)
 		},
-		Router: func(metrics prometheus.Registerer) (stage.Stage, error) {
-			return router.New(router.Config{Instance: h.cfg.Instance}, router.Deps{
-				Conn: h.conn, Publisher: publisher, Metrics: metrics, Log: h.log,
-			})
+		Router: func(deps stage.Deps) (stage.Stage, error) {
+			return router.New(router.Config{Instance: h.cfg.Instance}, deps)
 		},
-		Archiver: func(metrics prometheus.Registerer) (stage.Stage, error) {
-			return archiver.New(archiver.Config{
-				Instance: h.cfg.Instance, Network: h.cfg.Network, Timeout: h.cfg.Timeout, Durable: h.durable,
-			}, archiver.Deps{
-				Conn: h.conn, Publisher: publisher, Leases: h.leases, Sources: h.sources, Keys: h.keys, Metrics: metrics,
-				Log: h.log,
-			})
+		Archiver: func(deps stage.Deps) (stage.Stage, error) {
+			return archiver.New(archiver.Config{Instance: h.cfg.Instance, Mail: mail, Durable: h.durable}, deps)
 		},
 	}
 	var rooms []stage.Room
 	for _, name := range stages {
 		if h.cfg.runs(name) {
-			rooms = append(rooms, stage.Room{Name: name, Make: all[name]})
+			rooms = append(rooms, stage.Room{Name: name, Make: func(metrics prometheus.Registerer) (stage.Stage, error) {
+				return all[name](stage.Deps{
+					Conn: h.conn, Publisher: h.conn.Publisher(), Leases: h.leases, Sources: h.sources, Keys: h.keys,
+					Metrics: metrics, Log: h.log,
+				})
+			}})
 		}
 	}
 	return rooms

@@ -20,7 +20,7 @@ import (
 // Archiver is the last stage. Create it with [New], start it with Run.
 type Archiver struct {
 	cfg     Config
-	deps    Deps
+	deps    stage.Deps
 	log     *slog.Logger
 	states  *source.States
 	fetched *source.States
@@ -30,7 +30,7 @@ type Archiver struct {
 }
 
 // New checks the configuration. Nothing is opened before Run.
-func New(cfg Config, deps Deps) (*Archiver, error) {
+func New(cfg Config, deps stage.Deps) (*Archiver, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}

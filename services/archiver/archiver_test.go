@@ -66,9 +66,9 @@ func start(t *testing.T, options mailboxtest.IMAPOptions, change func(*source.So
 		t.Fatal(err)
 	}
 	archiver, err := New(Config{
-		Instance: "test", Network: mailbox.PrivateOK, Timeout: 5 * time.Second,
+		Instance: "test", Mail: stage.MailConfig{Network: mailbox.PrivateOK, Timeout: 5 * time.Second},
 		Durable: func(context.Context) (bool, error) { return r.durable.Load(), nil },
-	}, Deps{
+	}, stage.Deps{
 		Conn: r.conn, Publisher: r.conn.Publisher(), Sources: r.sources, Keys: keys, Metrics: prometheus.NewRegistry(),
 		Leases: bus.NewLeases(r.conn, bus.LeaseConfig{Owner: "test"}), Log: log,
 	})

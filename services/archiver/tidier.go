@@ -40,8 +40,7 @@ type tidier struct {
 	source   source.Source
 	orders   *bus.PullConsumer
 
-	session  mailbox.Session
-	lock     *bus.Lease // the maildrop of a POP3 source
+	session  *stage.Session
 	failures int
 	said     fault.Code              // what the state says is wrong; "" when nothing is
 	refused  map[string]*fault.Error // single mails that could not be moved or deleted, by key
@@ -317,7 +316,7 @@ func (t *tidier) settle(
 	return nil
 }
 
-func (t *tidier) fresh() bool { return t.owned.Fresh() && (t.lock == nil || t.lock.Fresh()) }
+func (t *tidier) fresh() bool { return t.owned.Fresh() && t.session.Fresh() }
 
 // open signs in, unless the fetcher has just been rejected: an account is not tried twice as often for having two
 // stages.
@@ -329,30 +328,18 @@ func (t *tidier) open(ctx context.Context) error {
 		state.State == source.StateFailing && state.Error.Code.Class() == "auth" {
 		return fault.New(state.Error.Code, nil, state.Error.Params).WithRetryAfter(30 * time.Second)
 	}
-	settings, err := t.source.Settings(t.archiver.deps.Keys)
+	session, err := t.archiver.deps.SignIn(ctx, t.source, t.archiver.cfg.Mail, mailbox.Write, nil)
 	if err != nil {
 		return err
 	}
-	settings.Network, settings.Timeout = t.archiver.cfg.Network, t.archiver.cfg.Timeout
-	if t.source.Type == mailbox.POP3 {
-		if t.lock, err = t.archiver.deps.Leases.Acquire(ctx, "maildrop."+t.source.ID); err != nil {
-			return err
-		}
-	}
-	t.session, err = mailbox.Open(ctx, settings, mailbox.Write)
-	return err
+	t.session = session
+	return nil
 }
 
 func (t *tidier) close() {
 	if t.session != nil {
-		if err := t.session.Close(); err != nil {
-			t.log.Debug("closing the session", "error", err)
-		}
+		t.session.Close()
 		t.session = nil
-	}
-	if t.lock != nil {
-		stage.Release(t.lock, t.log)
-		t.lock = nil
 	}
 }
 

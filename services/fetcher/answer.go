@@ -93,15 +93,15 @@ func (f *Fetcher) test(ctx context.Context, request bus.Request) error {
 		}
 		s = &stored
 	}
-	settings, err := f.settings(*s)
+	settings, err := f.deps.Settings(*s, f.cfg.Mail)
 	if err != nil {
 		return err
 	}
-	if s.Type == mailbox.POP3 { // a maildrop serves one session at a time
-		lock, err := f.leases.Acquire(ctx, "maildrop."+s.ID)
-		if err != nil {
-			return err
-		}
+	lock, err := f.deps.LockMaildrop(ctx, *s)
+	if err != nil {
+		return err
+	}
+	if lock != nil {
 		defer stage.Release(lock, f.log)
 	}
 	options := mailbox.TestOptions{Disposition: s.AfterFetch, Archive: s.ArchiveMailbox}

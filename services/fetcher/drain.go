@@ -33,8 +33,7 @@ type drain struct {
 	owned   stage.Owned
 
 	source  source.Source
-	session mailbox.Session
-	lock    *bus.Lease // the maildrop of a POP3 source
+	session *stage.Session
 	ledger  *ledger
 
 	short       map[string]int // how often a body came shorter than announced, by place
@@ -128,14 +127,8 @@ func (d *drain) adopt(next source.Source) {
 // close ends the session and gives the maildrop free.
 func (d *drain) close() {
 	if d.session != nil {
-		if err := d.session.Close(); err != nil {
-			d.log.Debug("closing the session", "error", err)
-		}
+		d.session.Close()
 		d.session = nil
-	}
-	if d.lock != nil {
-		stage.Release(d.lock, d.log)
-		d.lock = nil
 	}
 }
 
@@ -155,7 +148,7 @@ func (d *drain) cycle(ctx context.Context) (tally, error) {
 		d.ledger = l
 	}
 	c := &cycle{
-		fetcher: d.fetcher, drain: d, log: d.log, session: d.session, source: d.source, ledger: d.ledger,
+		fetcher: d.fetcher, drain: d, log: d.log, session: d.session.Session, source: d.source, ledger: d.ledger,
 		lease: d.fresh, own: []string{d.source.Address, d.source.Username}, nameless: map[int]*place{},
 	}
 	if err := d.resolveEvidence(ctx, c); err != nil {
@@ -179,22 +172,13 @@ func (d *drain) cycle(ctx context.Context) (tally, error) {
 }
 
 func (d *drain) fresh() bool {
-	return d.owned.Fresh() && (d.lock == nil || d.lock.Fresh())
+	return d.owned.Fresh() && d.session.Fresh()
 }
 
 func (d *drain) open(ctx context.Context) error {
-	settings, err := d.fetcher.settings(d.source)
-	if err != nil {
-		return err
-	}
-	settings.Trace = d.fetcher.traces.line(d.source.ID)
-	if d.source.Type == mailbox.POP3 {
-		if d.lock, err = d.fetcher.leases.Acquire(ctx, "maildrop."+d.source.ID); err != nil {
-			return err
-		}
-	}
 	d.fetcher.metrics.signIn(d.source.ID)
-	session, err := mailbox.Open(ctx, settings, mailbox.Read)
+	trace := d.fetcher.traces.line(d.source.ID)
+	session, err := d.fetcher.deps.SignIn(ctx, d.source, d.fetcher.cfg.Mail, mailbox.Read, trace)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,6 @@ import (
 
 	"posthorn/pkg/bus"
 	"posthorn/pkg/contract"
-	"posthorn/pkg/mailbox"
 	"posthorn/pkg/source"
 	"posthorn/pkg/stage"
 )
@@ -19,7 +18,7 @@ import (
 // Fetcher is the first stage. Create it with [New], start it with Run.
 type Fetcher struct {
 	cfg       Config
-	deps      Deps
+	deps      stage.Deps
 	log       *slog.Logger
 	conn      *bus.Conn
 	publisher *bus.Publisher
@@ -36,7 +35,7 @@ type Fetcher struct {
 }
 
 // New checks the configuration. Nothing is opened before Run.
-func New(cfg Config, deps Deps) (*Fetcher, error) {
+func New(cfg Config, deps stage.Deps) (*Fetcher, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -110,14 +109,4 @@ func (f *Fetcher) remove(ctx context.Context, id string) {
 	if err := f.states.Delete(ctx, id); err != nil {
 		f.log.Warn("the state of a deleted source could not be cleared", "source", id, "error", err)
 	}
-}
-
-// settings opens the stored credential and adds what this process rules.
-func (f *Fetcher) settings(s source.Source) (mailbox.Settings, error) {
-	settings, err := s.Settings(f.deps.Keys)
-	if err != nil {
-		return mailbox.Settings{}, err
-	}
-	settings.Network, settings.Timeout = f.cfg.Network, f.cfg.Timeout
-	return settings, nil
 }

@@ -2,11 +2,6 @@ package parser
 
 import (
 	"errors"
-	"log/slog"
-
-	"github.com/prometheus/client_golang/prometheus"
-
-	"posthorn/pkg/bus"
 )
 
 // Config of the parser.
@@ -19,14 +14,6 @@ type Config struct {
 	Memory int64
 	// Limits of one mail; default [DefaultLimits].
 	Limits Limits
-}
-
-// Deps are what the parser works with.
-type Deps struct {
-	Conn      *bus.Conn
-	Publisher *bus.Publisher
-	Metrics   prometheus.Registerer
-	Log       *slog.Logger
 }
 
 func (c *Config) check() error {

@@ -27,7 +27,7 @@ import (
 // Parser is the second stage. Create it with [New], start it with Run.
 type Parser struct {
 	cfg     Config
-	deps    Deps
+	deps    stage.Deps
 	log     *slog.Logger
 	memory  *semaphore.Weighted
 	sent    *bus.Bucket
@@ -36,7 +36,7 @@ type Parser struct {
 }
 
 // New checks the configuration. Nothing is opened before Run.
-func New(cfg Config, deps Deps) (*Parser, error) {
+func New(cfg Config, deps stage.Deps) (*Parser, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}

@@ -2,11 +2,6 @@ package router
 
 import (
 	"errors"
-	"log/slog"
-
-	"github.com/prometheus/client_golang/prometheus"
-
-	"posthorn/pkg/bus"
 )
 
 // Config of the router.
@@ -15,14 +10,6 @@ type Config struct {
 	Instance string
 	// Workers is how many mails are routed side by side; default 64.
 	Workers int
-}
-
-// Deps are what the router works with.
-type Deps struct {
-	Conn      *bus.Conn
-	Publisher *bus.Publisher
-	Metrics   prometheus.Registerer
-	Log       *slog.Logger
 }
 
 func (c *Config) check() error {

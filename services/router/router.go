@@ -24,7 +24,7 @@ import (
 // Router is the third stage. Create it with [New], start it with Run.
 type Router struct {
 	cfg       Config
-	deps      Deps
+	deps      stage.Deps
 	log       *slog.Logger
 	publisher *bus.Publisher
 	threads   *bus.Bucket
@@ -33,7 +33,7 @@ type Router struct {
 }
 
 // New checks the configuration. Nothing is opened before Run.
-func New(cfg Config, deps Deps) (*Router, error) {
+func New(cfg Config, deps stage.Deps) (*Router, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}

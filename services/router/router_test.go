@@ -14,6 +14,7 @@ import (
 	"posthorn/pkg/bus"
 	"posthorn/pkg/bus/bustest"
 	"posthorn/pkg/contract"
+	"posthorn/pkg/stage"
 )
 
 // room is a running router.
@@ -25,7 +26,7 @@ type room struct {
 func start(t *testing.T) *room {
 	t.Helper()
 	conn := bustest.Start(t)
-	router, err := New(Config{Instance: "test"}, Deps{
+	router, err := New(Config{Instance: "test"}, stage.Deps{
 		Conn: conn, Publisher: conn.Publisher(), Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

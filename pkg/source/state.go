@@ -35,7 +35,9 @@ type State struct {
 	Since time.Time `json:"since,omitzero"`
 	// LastCycle is when the last complete cycle ended: the only proof of health.
 	LastCycle time.Time `json:"last_cycle,omitzero"`
-	NextTry   time.Time `json:"next_try,omitzero"`
+	// Progress is when a long cycle that is still running last took mail in.
+	Progress time.Time `json:"progress,omitzero"`
+	NextTry  time.Time `json:"next_try,omitzero"`
 	Counts
 	// Backlog is how many mails of the Inbox a running cycle has still before it.
 	Backlog int `json:"backlog,omitempty"`
@@ -106,7 +108,7 @@ func Combine(s Source, fetch, archive State, now time.Time) State {
 	shown.ID, shown.Name, shown.PausedBy = s.ID, s.Name, ""
 	shown.Notes = append(append([]string(nil), fetch.Notes...), archive.Notes...)
 	alive := fetch.LastCycle // or what began later: then the first cycle is still to come
-	for _, began := range []time.Time{s.CreatedAt, s.ResumedAt} {
+	for _, began := range []time.Time{s.CreatedAt, s.ResumedAt, fetch.Progress} {
 		if began.After(alive) {
 			alive = began
 		}

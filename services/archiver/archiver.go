@@ -102,7 +102,7 @@ func (a *Archiver) closeOrders(ctx context.Context, id string) error {
 			return err
 		}
 		if len(batch) == 0 {
-			return a.deps.Conn.DeleteConsumer(ctx, contract.StreamDispositions, durable(id))
+			return a.deps.Conn.DeleteConsumer(ctx, contract.StreamDispositions, bus.DurableArchiver(id))
 		}
 		for _, delivery := range batch {
 			if err := a.close(ctx, delivery, contract.OutcomeLeft, "the source was deleted"); err != nil {
@@ -113,8 +113,5 @@ func (a *Archiver) closeOrders(ctx context.Context, id string) error {
 }
 
 func (a *Archiver) orders(ctx context.Context, id string) (*bus.PullConsumer, error) {
-	return a.deps.Conn.Orders(ctx, contract.StreamDispositions, durable(id), contract.DisposeSubject(id))
+	return a.deps.Conn.Orders(ctx, contract.StreamDispositions, bus.DurableArchiver(id), contract.DisposeSubject(id))
 }
-
-// durable names the consumer of one source's orders.
-func durable(id string) string { return "archiver-" + id }

@@ -336,7 +336,7 @@ func TestADeletedSourceClosesItsOrdersAsLeft(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	r.eventually("the consumer of its orders gone", func() bool {
-		_, _, err := r.conn.Lag(t.Context(), contract.StreamDispositions, durable("sales"))
+		_, _, err := r.conn.Lag(t.Context(), contract.StreamDispositions, bus.DurableArchiver("sales"))
 		return fault.CodeOf(err) == fault.StoreMissing
 	})
 }

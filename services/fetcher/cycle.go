@@ -45,8 +45,10 @@ type cycle struct {
 	lease   func() bool
 	own     []string
 
+	toDo     int            // mails this cycle has still before it
 	nameless map[int]*place // POP3 without UIDL: places by number, for this cycle only
 	trouble  error          // why a single mail could not be taken in this time
+	waiting  *bool          // orders of this source wait; nil: not asked yet
 }
 
 // tally accounts for every mail in the Inbox.
@@ -83,7 +85,8 @@ func (c *cycle) run(ctx context.Context) (tally, error) {
 		}
 		unknown = c.unknown(entries, now) // what was unsure may be a reply by now
 	}
-	c.drain.backlog(len(unknown))
+	c.toDo = len(unknown)
+	c.drain.backlog(ctx, c.toDo)
 	for batch := range slices.Chunk(unknown, 1000) {
 		if err := c.work(ctx, batch, firstContact); err != nil {
 			return tally{}, err
@@ -560,7 +563,7 @@ func (c *cycle) orderAgain(ctx context.Context, line *place, now time.Time) erro
 		now.Sub(time.Unix(line.Since, 0)) < orderAgainAfter {
 		return nil
 	}
-	if waiting, err := c.drain.ordersWaiting(ctx); err != nil || waiting {
+	if waiting, err := c.ordersWaiting(ctx); err != nil || waiting {
 		return err
 	}
 	outcome, request, err := c.outcome(ctx, line.Mail, line.Revision)

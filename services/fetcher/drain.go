@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"maps"
-	"sync"
 	"time"
 
 	"posthorn/pkg/bus"
@@ -24,6 +23,8 @@ const (
 	sentEvery = 5 * time.Minute
 	// tellEvery is how often the state is written although nothing but the time of the last cycle has changed.
 	tellEvery = 15 * time.Second
+	// progressEvery is how often a long cycle says how far it is.
+	progressEvery = 2 * time.Second
 )
 
 // drain keeps one source drained for as long as this process holds its lease.
@@ -49,7 +50,6 @@ type drain struct {
 	gap        int // cycles in a row with unaccounted mails
 	state      source.State
 	told       time.Time
-	mu         sync.Mutex // guards state while a long cycle reports its backlog
 }
 
 // run drains until ctx ends or the lease is lost.
@@ -308,33 +308,28 @@ func (d *drain) connecting(ctx context.Context) {
 	}
 }
 
-// backlog shows how many mails wait while a long cycle runs.
-func (d *drain) backlog(waiting int) {
-	if waiting < batchMails {
+// backlog shows, while a long cycle runs, how many mails wait, and that it makes progress.
+func (d *drain) backlog(ctx context.Context, waiting int) {
+	now := d.fetcher.now()
+	if waiting < batchMails || now.Sub(d.told) < progressEvery {
 		return
 	}
-	d.mu.Lock()
 	state := d.state
-	d.mu.Unlock()
-	state.Counts.Waiting, state.Backlog = waiting, waiting
-	d.report(context.Background(), state)
+	state.Counts.Waiting, state.Backlog, state.Progress = waiting, waiting, now.UTC()
+	d.report(ctx, state)
 }
 
 // report writes the state where everybody reads it, and publishes an event when it is another than before.
 func (d *drain) report(ctx context.Context, state source.State) {
 	now := d.fetcher.now()
-	d.mu.Lock()
 	before := d.state
 	state.Instance = d.fetcher.cfg.Instance
 	same := before.State == state.State && before.ErrorCode() == state.ErrorCode()
 	if same && state.Counts.Equal(before.Counts) && now.Sub(d.told) < tellEvery {
-		state.LastCycle = before.LastCycle
-		d.mu.Unlock()
 		return
 	}
 	d.state = state
 	d.told = now
-	d.mu.Unlock()
 	if err := d.fetcher.states.Put(ctx, d.source.ID, state); err != nil {
 		d.log.Warn("the state of the source could not be written", "error", err)
 		return
@@ -365,13 +360,17 @@ func (d *drain) announce(ctx context.Context, before, state source.State, now ti
 	}
 }
 
-// ordersWaiting tells whether the archiver has orders of this source in hand or before it.
-func (d *drain) ordersWaiting(ctx context.Context) (bool, error) {
-	pending, unacked, err := d.fetcher.conn.Lag(ctx, contract.StreamDispositions, "archiver-"+d.source.ID)
-	if fault.CodeOf(err) == fault.StoreMissing {
-		return false, nil // no order was ever taken
+// ordersWaiting tells whether the archiver has orders of this source in hand or before it. It is asked once in a cycle.
+func (c *cycle) ordersWaiting(ctx context.Context) (bool, error) {
+	if c.waiting == nil {
+		pending, inHand, err := c.fetcher.conn.Lag(ctx, contract.StreamDispositions, bus.DurableArchiver(c.source.ID))
+		if err != nil && fault.CodeOf(err) != fault.StoreMissing { // missing: no order was ever taken
+			return false, err
+		}
+		waiting := pending+inHand > 0
+		c.waiting = &waiting
 	}
-	return pending+unacked > 0, err
+	return *c.waiting, nil
 }
 
 // readSent brings the sent index up to date with the Sent mailbox.

@@ -56,6 +56,8 @@ func (c *cycle) take(ctx context.Context, mails []mailbox.Info) error {
 			return err
 		}
 		mails = mails[n:]
+		c.toDo -= n
+		c.drain.backlog(ctx, c.toDo)
 	}
 	return nil
 }

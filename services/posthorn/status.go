@@ -214,7 +214,7 @@ func (p *program) stages(
 		return nil, err
 	}
 	for _, s := range shown {
-		if err := add(allinone.Archiver, contract.StreamDispositions, "archiver-"+s.ID); err != nil {
+		if err := add(allinone.Archiver, contract.StreamDispositions, bus.DurableArchiver(s.ID)); err != nil {
 			return nil, err
 		}
 	}

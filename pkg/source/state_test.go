@@ -72,6 +72,13 @@ func TestTheStateThatIsShown(t *testing.T) {
 			StateStale,
 			"",
 		},
+		"a long cycle that makes progress": {
+			s,
+			State{State: StateOK, LastCycle: old, Progress: fresh},
+			State{},
+			StateOK,
+			"",
+		},
 		"no cycle for long, polls seldom": {slow, State{State: StateOK, LastCycle: old}, State{}, StateOK, ""},
 		"connecting for long":             {s, State{State: StateConnecting}, State{}, StateStale, ""},
 		"just added":                      {young, State{}, State{}, StateConnecting, ""},

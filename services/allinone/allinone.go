@@ -89,6 +89,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 		return err
 	}
 	beside.Go(func() { <-visible })
+	beside.Go(func() { keepMemorySmall(inner) })
 	h.greet(addresses)
 	h.rooms.Run(ctx, func() { h.announce(addresses) })
 	_ = os.Remove(h.data.file("ready.json")) // it is stale from now on; a client that finds it sees nobody answer

@@ -24,7 +24,7 @@ type Limits struct {
 // DefaultLimits suit a mail of any honest program.
 func DefaultLimits() Limits {
 	return Limits{
-		Bytes:       64 << 20,
+		Bytes:       160 << 20,
 		HeaderBytes: 256 << 10,
 		HeaderLines: 2000,
 		Boundaries:  256,

@@ -287,7 +287,7 @@ func (p *Parser) publish(
 	if err != nil {
 		return fault.New(fault.MailFailed, err, nil)
 	}
-	out.Header[contract.HeaderMail] = mail.key
+	out.About(mail.key)
 	if key := contract.MessageIDKey(source, messageID); key != "" {
 		out.Header[contract.HeaderMessageID] = key
 	}

@@ -41,9 +41,15 @@ func DisposeOrder(d contract.Dispose) (Outgoing, error) {
 	id := contract.EventID(d.Mail, "dispose "+string(d.Disposition)+string(place), 1)
 	out, err := Event(contract.TypeDispose, contract.DisposeSubject(d.Source.ID), id, d.Source.ID, d)
 	if err == nil {
-		out.Header[contract.HeaderMail] = d.Mail
+		out.About(d.Mail)
 	}
 	return out, err
+}
+
+// About says which mail an event is about: in a header of its own, and in the trace that all events of the mail share.
+func (o *Outgoing) About(mail string) {
+	o.Header[contract.HeaderMail] = mail
+	o.Header[contract.HeaderTraceParent] = contract.TraceParent(mail, o.ID)
 }
 
 // Redelivered tells whether a message was delivered before, so that what it asks for may be done already.

@@ -48,6 +48,14 @@ func NormalMessageID(id string) string {
 	return id
 }
 
+// TraceParent is the W3C Trace Context (`traceparent`) of an event with an id about one mail: all events of a mail share
+// one trace, and each is a span of its own in it. Like ids it is the same over redelivery.
+func TraceParent(mail, event string) string {
+	trace := sha256.Sum256([]byte("posthorn trace\x00" + mail))
+	span := sha256.Sum256([]byte("posthorn span\x00" + event))
+	return "00-" + hex.EncodeToString(trace[:16]) + "-" + hex.EncodeToString(span[:8]) + "-01"
+}
+
 // hashToken folds parts into one token of 32 characters (160 bit). Parts are separated by NUL, which none contains.
 func hashToken(parts ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))

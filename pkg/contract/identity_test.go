@@ -2,6 +2,7 @@ package contract_test
 
 import (
 	"crypto/sha256"
+	"regexp"
 	"testing"
 
 	"posthorn/pkg/contract"
@@ -30,6 +31,19 @@ func TestIdentitiesNeverChange(t *testing.T) {
 		if !contract.ValidToken(golden.got) || len(golden.got) != 32 {
 			t.Errorf("%s, %q, is no token of 32 characters", golden.what, golden.got)
 		}
+	}
+}
+
+func TestTheEventsOfAMailShareOneTrace(t *testing.T) {
+	first, second := contract.TraceParent("mail", "raw"), contract.TraceParent("mail", "received")
+	other := contract.TraceParent("another", "raw")
+	for _, parent := range []string{first, second, other} {
+		if !regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-01$`).MatchString(parent) {
+			t.Errorf("%q is no traceparent", parent)
+		}
+	}
+	if first[:35] != second[:35] || first == second || first[:35] == other[:35] {
+		t.Errorf("%s, %s and %s", first, second, other)
 	}
 }
 

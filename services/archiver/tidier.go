@@ -402,7 +402,7 @@ func (a *Archiver) closeAt(
 	if err != nil {
 		return err
 	}
-	out.Header[contract.HeaderMail] = d.Mail
+	out.About(d.Mail)
 	if _, err := a.deps.Publisher.Publish(ctx, out); err != nil {
 		return err
 	}

@@ -394,7 +394,7 @@ func (c *cycle) left(ctx context.Context, s skip) error {
 	}
 	out.Header[contract.HeaderMessageID] = contract.MessageIDKey(c.source.ID, messageID)
 	if s.mail != "" {
-		out.Header[contract.HeaderMail] = s.mail
+		out.About(s.mail)
 	}
 	_, err = c.fetcher.publisher.Publish(ctx, out)
 	return err

@@ -329,6 +329,7 @@ func (c *cycle) raw(
 		Subject: subject, ID: id, Once: subject,
 		Header: bus.EventHeader(contract.TypeRaw, id, c.source.ID, "message/rfc822"),
 	}
+	out.About(key)
 	out.Header[contract.HeaderStamp] = string(stampJSON)
 	out.Header[contract.HeaderPlace] = string(placeJSON)
 	out.Header[contract.HeaderReceivedAt] = c.receivedAt(info, mail.header).Format(time.RFC3339)
@@ -376,7 +377,7 @@ func (c *cycle) evaluate(
 	if err != nil {
 		return err
 	}
-	out.Header[contract.HeaderMail] = key
+	out.About(key)
 	_, err = c.fetcher.publisher.Publish(ctx, out)
 	return err
 }

@@ -111,6 +111,7 @@ func (r *Router) publish(
 	}
 	out.Once = filter
 	out.Header[contract.HeaderSubject] = p.Mail
+	out.About(p.Mail)
 	_, err = r.publisher.Publish(ctx, out)
 	if _, before := errors.AsType[*bus.AlreadyStored](err); before {
 		event, found, err := r.stored(ctx, filter)

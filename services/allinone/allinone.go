@@ -297,7 +297,7 @@ func (h *house) greet(a Addresses) {
 	} else {
 		lines = append(lines, "  keys     "+h.keys.Path()+"  (keep a copy of this file in a safe place)")
 	}
-	lines = append(lines, "  console  "+a.HTTP)
+	lines = append(lines, "  health   "+a.HTTP+"/readyz  (and /metrics)")
 	if a.NATS != "" {
 		lines = append(lines, "  subscribe:  nats sub --server '"+a.NATS+"' 'contact-request.v1.>'")
 	}

@@ -172,7 +172,7 @@ func TestWrongUsageSaysWhatIsWrongAndWhereToLook(t *testing.T) {
 		"frobnicate":                     "unexpected argument frobnicate",
 		"run --foo":                      "unknown flag --foo",
 		"run --stages sorter":            `there is no stage "sorter"`,
-		"run --allowed-ports 993,0":      "0 is no port",
+		"run --allowed-ports 993,0":      `"0" is no port`,
 		"run --stages all,parser":        "all stands alone",
 		"run --network-policy anything":  "private-ok",
 		"run --max-store plenty":         "write it like 25MB",

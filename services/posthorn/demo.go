@@ -202,7 +202,7 @@ func (d *demonstration) printf(format string, args ...any) {
 func (d *demonstration) explain(where allinone.Addresses) {
 	var accounts strings.Builder
 	for _, a := range d.office.Accounts() {
-		note := ""
+		var note string
 		switch {
 		case a.RepliesOnly:
 			note = "  takes in replies only, the rest stays in the Inbox"

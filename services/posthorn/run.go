@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -20,7 +19,7 @@ type runFlags struct {
 	Sources       string        `placeholder:"FILE" type:"path" group:"what" help:"${help_sources}"`
 	Prune         bool          `group:"what" help:"${help_prune}"`
 	ReadyJSON     bool          `name:"ready-json" group:"what" help:"${help_ready_json}"`
-	AllowedPorts  []int         `default:"110,143,993,995" sep:"," placeholder:"PORT" group:"mail" help:"${ports}"`
+	AllowedPorts  ports         `default:"110,143,993,995" placeholder:"PORT,…" group:"mail" help:"${ports}"`
 	NetworkPolicy string        `default:"private-ok" enum:"private-ok,public-only" group:"mail" help:"${policy}"`
 	Timeout       time.Duration `default:"20s" placeholder:"20s" group:"mail" help:"${help_timeout}"`
 	HTTP          string        `name:"http" default:"127.0.0.1:8080" placeholder:"ADDR" group:"listen" help:"${http}"`
@@ -40,11 +39,6 @@ func (f *runFlags) Validate() error {
 	}
 	if slices.Contains(f.Stages, "all") && len(f.Stages) > 1 {
 		return usageError{"--stages: all stands alone"}
-	}
-	for _, port := range f.AllowedPorts {
-		if port < 1 || port > 65535 {
-			return usageError{"--allowed-ports: " + strconv.Itoa(port) + " is no port"}
-		}
 	}
 	return nil
 }

@@ -300,7 +300,7 @@ type sourcesApplyCmd struct {
 	File         string `short:"f" required:"" type:"path" placeholder:"FILE" help:"The sources file (YAML)."`
 	Prune        bool   `help:"${help_sources_prune}"`
 	DryRun       bool   `help:"Say what would be done, and do nothing."`
-	AllowedPorts []int  `sep:"," placeholder:"PORT" help:"${help_sources_allowed_ports}"`
+	AllowedPorts ports  `placeholder:"PORT,…" help:"${help_sources_allowed_ports}"`
 	JSON         bool   `help:"Print JSON."`
 }
 

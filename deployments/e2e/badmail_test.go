@@ -64,6 +64,7 @@ func badMails() map[string][]byte {
 }
 
 func TestEveryBadMailMakesOneEventAndDelaysNoOther(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("bad", "drops", "good")})
 	bad := badMails()
 	good := newGenerator("good", "sales@example.org").mixed(40)

@@ -11,6 +11,7 @@ import (
 )
 
 func TestKilledAgainAndAgainItLosesNothingAndDoublesNothing(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("archives", "keeps")})
 	imapMails := newGenerator("imap", "sales@example.org").mixed(500)
 	popMails := newGenerator("pop3", "sales@example.org").mixed(200)

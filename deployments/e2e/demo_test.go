@@ -12,6 +12,7 @@ import (
 )
 
 func TestTheDemoShowsRequestsAtOnceAndLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
 	temporary := t.TempDir()
 	command := exec.CommandContext(context.Background(), raced, "demo", "--every", "500ms")
 	command.Env = append(os.Environ(), "TMPDIR="+temporary)
@@ -77,6 +78,7 @@ func TestTheDemoShowsRequestsAtOnceAndLeavesNothingBehind(t *testing.T) {
 }
 
 func TestTheOtherCommandsFindTheDemo(t *testing.T) {
+	t.Parallel()
 	posthorn := start(t, settings{command: "demo"})
 	posthorn.broker().awaitEvents("sales", 4, soon)
 	eventually(t, soon, func() (bool, string) {

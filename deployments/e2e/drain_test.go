@@ -9,6 +9,7 @@ import (
 
 // What is promised for every mail: exactly one event, stored before the mail is moved or deleted, the bytes kept.
 func TestEveryMailMakesOneEventAndIsTidiedAsItsSourceSays(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{
 		Users: users("archives", "keeps", "deletes", "drops", "leaves", "stays"),
 	})

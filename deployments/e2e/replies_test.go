@@ -18,6 +18,7 @@ import (
 // A source that reads replies only takes in what answers mail sent from its account. Everything else stays in the
 // Inbox as it is: not moved, not marked, its body not even downloaded.
 func TestOnlyRepliesAreTakenInAndTheRestIsNotEvenDownloaded(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("support")})
 	counter := newProxy(t, server.Addr("imap"))
 
@@ -102,6 +103,7 @@ func TestOnlyRepliesAreTakenInAndTheRestIsNotEvenDownloaded(t *testing.T) {
 
 // A reply may arrive before the mail that it answers lies in the Sent mailbox. It waits in the Inbox for that.
 func TestAReplyThatCameBeforeItsSentCopyIsTakenInLater(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("support")})
 	sent := newGenerator("sent", "customer@customer.example")
 	deliver(t, server, "support", "Sent", sent.plain("From", "Support <support@example.org>"))

@@ -17,6 +17,7 @@ import (
 // On the standard ports, encryption is upgraded or there from the first byte, and certificates of a private issuer are
 // accepted by its certificate alone.
 func TestMailIsFetchedOverSTARTTLSAndTLSWithAPrivateCA(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{
 		Host: "127.83.17.4", StandardPorts: true, Users: users("imap143", "imap993", "pop110", "pop995", "untrusting"),
 	})
@@ -60,6 +61,7 @@ func TestMailIsFetchedOverSTARTTLSAndTLSWithAPrivateCA(t *testing.T) {
 }
 
 func TestTheArchiveIsMadeInsideTheNamespaceOfTheServer(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{
 		Users: users("sales"), Prefix: "INBOX.",
 		Mailboxes: map[string]string{"INBOX.Sent": `\Sent`},
@@ -131,6 +133,7 @@ func unused(t *testing.T, server *mailboxtest.Dovecot) {
 }
 
 func TestARenumberedMailboxMakesNoSecondEvent(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("sales", "leaves")})
 	mails := newGenerator("renumbered", "sales@example.org").mixed(120)
 	deliver(t, server, "sales", "INBOX", mails...)
@@ -174,6 +177,7 @@ func TestARenumberedMailboxMakesNoSecondEvent(t *testing.T) {
 }
 
 func TestAMailThatWasMovedBackByHandStaysThere(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("sales")})
 	mails := newGenerator("back", "sales@example.org").mixed(5)
 	deliver(t, server, "sales", "INBOX", mails...)
@@ -220,6 +224,7 @@ func moveBack(t *testing.T, server *mailboxtest.Dovecot, user string, raw []byte
 }
 
 func TestAnArchiveThatRefusesIsToldAndHoldsUpNobody(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{
 		Users: users("refused", "healthy"), Plugins: []string{"acl"}, Extra: "plugin {\n  acl = vfile:cache_secs=1\n}\n",
 	})
@@ -265,6 +270,7 @@ func TestAnArchiveThatRefusesIsToldAndHoldsUpNobody(t *testing.T) {
 }
 
 func TestTwinsAreOneMailWithManyPlaces(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("sales", "drops")})
 	mails := newGenerator("twins", "sales@example.org").mixed(6)
 	all := append(append([][]byte{}, mails...), mails[1], mails[4], mails[4])
@@ -286,6 +292,7 @@ func TestTwinsAreOneMailWithManyPlaces(t *testing.T) {
 }
 
 func TestAMailThatIsTooLargeIsToldByItsHeadersAndStays(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("sales", "drops")})
 	g := newGenerator("large", "sales@example.org")
 	small, large := g.plain(), g.attachment(300<<10)

@@ -10,6 +10,7 @@ import (
 
 // The stages as processes of their own, over a NATS server that is somebody else's.
 func TestTheStagesRunAsProcessesOfTheirOwn(t *testing.T) {
+	t.Parallel()
 	nats, err := embeddednats.Start(t.Context(), embeddednats.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)

@@ -113,6 +113,7 @@ func valid(t *testing.T, kind string, body []byte) {
 }
 
 func TestAStrangerSubscribesWithNothingButASubject(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("sales", "support")})
 	generator := newGenerator("sales", "sales@example.org")
 	mails := generator.mixed(60)
@@ -257,6 +258,7 @@ func viaClient(t *testing.T, url string, n int) []client.Event {
 }
 
 func TestTheProgramTellsItsHealth(t *testing.T) {
+	t.Parallel()
 	posthorn := start(t, settings{})
 	for path, want := range map[string]string{"/livez": "ok", "/readyz": "ready", "/metrics": "posthorn_build_info"} {
 		response, err := http.Get(posthorn.ready.HTTP + path)

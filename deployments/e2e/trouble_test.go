@@ -9,6 +9,7 @@ import (
 
 // One broken source delays no other, is told within a minute in plain words, and comes back when its cause has gone.
 func TestBrokenSourcesSayWhyDelayNobodyAndComeBack(t *testing.T) {
+	t.Parallel()
 	server := dovecot(t, mailboxtest.DovecotOptions{Users: users("healthy", "wrong", "unknown", "hanging")})
 	hanging := newProxy(t, server.Addr("imap"))
 	hanging.beSilent(true)

@@ -3,14 +3,12 @@ package fetcher
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"time"
 
 	"posthorn/pkg/bus"
 	"posthorn/pkg/contract"
 	"posthorn/pkg/fault"
 	"posthorn/pkg/mailbox"
-	"posthorn/pkg/reply"
 	"posthorn/pkg/source"
 	"posthorn/pkg/stage"
 )
@@ -358,74 +356,4 @@ func (d *drain) announce(ctx context.Context, before, state source.State, now ti
 	if err != nil {
 		d.log.Warn("the change of state could not be published", "error", err)
 	}
-}
-
-// ordersWaiting tells whether the archiver has orders of this source in hand or before it. It is asked once in a cycle.
-func (c *cycle) ordersWaiting(ctx context.Context) (bool, error) {
-	if c.waiting == nil {
-		pending, inHand, err := c.fetcher.conn.Lag(ctx, contract.StreamDispositions, bus.DurableArchiver(c.source.ID))
-		if err != nil && fault.CodeOf(err) != fault.StoreMissing { // missing: no order was ever taken
-			return false, err
-		}
-		waiting := pending+inHand > 0
-		c.waiting = &waiting
-	}
-	return *c.waiting, nil
-}
-
-// readSent brings the sent index up to date with the Sent mailbox.
-func (c *cycle) readSent(ctx context.Context) error {
-	d := c.drain
-	found := map[string][]byte{}
-	write := func() error {
-		if len(found) == 0 {
-			return nil
-		}
-		err := c.fetcher.sent.PutMany(ctx, found)
-		clear(found)
-		return err
-	}
-	seen := 0
-	cursor, err := c.session.Sent(ctx, c.ledger.meta.Sent, func(mail mailbox.SentMail) error {
-		header := reply.ParseHeader(mail.Header)
-		seen++
-		entries, err := sentEntries(c.source.ID, header)
-		if err != nil {
-			return err
-		}
-		maps.Copy(found, entries)
-		if len(found) >= 250 {
-			return write()
-		}
-		return nil
-	})
-	if fault.CodeOf(err) == fault.MailboxNoSent {
-		d.noSent, d.sentRead = err, c.fetcher.now()
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := write(); err != nil {
-		return err
-	}
-	d.sentRead, d.noSent = c.fetcher.now(), nil
-	if seen == 0 && c.ledger.meta.SentRead && cursor == c.ledger.meta.Sent {
-		return c.emptySent()
-	}
-	d.sentChanged = d.sentChanged || seen > 0
-	c.ledger.meta.Sent, c.ledger.meta.SentRead = cursor, true
-	c.ledger.meta.SentMails += seen
-	if err := c.emptySent(); err != nil {
-		return err
-	}
-	return c.ledger.saveMeta(ctx)
-}
-
-// emptySent remembers that there is a Sent mailbox without any mail: it proves nothing.
-func (c *cycle) emptySent() error {
-	if c.ledger.meta.SentMails == 0 {
-		c.drain.noSent = fault.New(fault.MailboxNoSent, nil, nil)
-	}
-	return nil
 }

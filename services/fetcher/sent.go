@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"time"
 
 	"posthorn/pkg/bus"
 	"posthorn/pkg/contract"
+	"posthorn/pkg/fault"
+	"posthorn/pkg/mailbox"
 	"posthorn/pkg/reply"
 	"posthorn/pkg/source"
 )
@@ -67,4 +70,61 @@ func (f *Fetcher) decide(ctx context.Context, s source.Source, evidence string, 
 			return err == nil
 		},
 	})
+}
+
+// readSent brings the sent index up to date with the Sent mailbox.
+func (c *cycle) readSent(ctx context.Context) error {
+	d := c.drain
+	found := map[string][]byte{}
+	write := func() error {
+		if len(found) == 0 {
+			return nil
+		}
+		err := c.fetcher.sent.PutMany(ctx, found)
+		clear(found)
+		return err
+	}
+	seen := 0
+	cursor, err := c.session.Sent(ctx, c.ledger.meta.Sent, func(mail mailbox.SentMail) error {
+		header := reply.ParseHeader(mail.Header)
+		seen++
+		entries, err := sentEntries(c.source.ID, header)
+		if err != nil {
+			return err
+		}
+		maps.Copy(found, entries)
+		if len(found) >= 250 {
+			return write()
+		}
+		return nil
+	})
+	if fault.CodeOf(err) == fault.MailboxNoSent {
+		d.noSent, d.sentRead = err, c.fetcher.now()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := write(); err != nil {
+		return err
+	}
+	d.sentRead, d.noSent = c.fetcher.now(), nil
+	if seen == 0 && c.ledger.meta.SentRead && cursor == c.ledger.meta.Sent {
+		return c.emptySent()
+	}
+	d.sentChanged = d.sentChanged || seen > 0
+	c.ledger.meta.Sent, c.ledger.meta.SentRead = cursor, true
+	c.ledger.meta.SentMails += seen
+	if err := c.emptySent(); err != nil {
+		return err
+	}
+	return c.ledger.saveMeta(ctx)
+}
+
+// emptySent remembers that there is a Sent mailbox without any mail: it proves nothing.
+func (c *cycle) emptySent() error {
+	if c.ledger.meta.SentMails == 0 {
+		c.drain.noSent = fault.New(fault.MailboxNoSent, nil, nil)
+	}
+	return nil
 }

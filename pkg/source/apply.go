@@ -3,6 +3,7 @@ package source
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 
 	"posthorn/pkg/secret"
@@ -48,6 +49,31 @@ func Apply(ctx context.Context, store *Store, file File, options ApplyOptions) (
 		return Report{}, err
 	}
 	return a.report, a.carryOut(ctx)
+}
+
+// Explain adds to what [LoadFile] found wrong with a file what its sources, as far as they could be read, break of the
+// rules: a person is told everything at once. It changes nothing, and returns a [*FileError].
+func Explain(ctx context.Context, store *Store, file File, err error) error {
+	found, ok := errors.AsType[*FileError](err)
+	if !ok || len(file.Sources) == 0 {
+		return err
+	}
+	_, applyErr := Apply(ctx, store, file, ApplyOptions{DryRun: true})
+	more, ok := errors.AsType[*FileError](applyErr)
+	if !ok {
+		return err
+	}
+	all := slices.Clone(found.Problems)
+	for _, problem := range more.Problems {
+		known := slices.ContainsFunc(found.Problems, func(p Problem) bool {
+			return p.Line == problem.Line || p.Source == problem.Source && p.Field == problem.Field
+		})
+		if !known { // what could not be read is not missing besides
+			all = append(all, problem)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Problem) int { return a.Line - b.Line })
+	return &FileError{Path: found.Path, Problems: all}
 }
 
 // application is one run of [Apply].

@@ -166,7 +166,7 @@ func (h *house) apply(ctx context.Context) error {
 	}
 	file, err := source.LoadFile(h.cfg.SourcesFile, os.LookupEnv)
 	if err != nil {
-		return err
+		return source.Explain(ctx, h.sources, file, err)
 	}
 	report, err := source.Apply(ctx, h.sources, file, source.ApplyOptions{Prune: h.cfg.Prune})
 	if err != nil {

@@ -24,7 +24,8 @@ func helpTexts(data string) kong.Vars {
 		"help_stages":      "Stages to run: all, or some of fetcher, parser, router and archiver.",
 		"help_prune":       "Remove the sources that are no longer in the file, instead of pausing them.",
 		"help_ready_json":  "Print one line of JSON on standard output once every stage is at work: ready, http, nats.",
-		"ports":            "Ports that a mail server may have, numbers and ranges such as 10000-10100 (default: 110,143,993,995).",
+		"ports": "Ports that a mail server may have, numbers and ranges such as 10000-10100 " +
+			"(default: 110,143,993,995).",
 		"policy": "Addresses that a mail server may have: private-ok or public-only. Link-local and metadata " +
 			"addresses never.",
 		"help_timeout": "How long a mail server may be silent.",

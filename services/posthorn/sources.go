@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net"
@@ -313,13 +314,10 @@ func (sourcesApplyCmd) Help() string {
 
 // Run applies a file.
 func (c *sourcesApplyCmd) Run(p *program) error {
-	file, err := source.LoadFile(c.File, os.LookupEnv)
-	if err != nil {
-		return err
-	}
+	file, loadErr := source.LoadFile(c.File, os.LookupEnv)
 	conn, err := p.connect()
 	if err != nil {
-		return err
+		return cmp.Or(loadErr, err)
 	}
 	defer conn.Close()
 	keys, err := p.keys()
@@ -329,6 +327,9 @@ func (c *sourcesApplyCmd) Run(p *program) error {
 	store, err := p.store(conn, keys, c.AllowedPorts)
 	if err != nil {
 		return err
+	}
+	if loadErr != nil {
+		return source.Explain(p.ctx, store, file, loadErr)
 	}
 	report, err := source.Apply(p.ctx, store, file, source.ApplyOptions{Prune: c.Prune, By: p.user, DryRun: c.DryRun})
 	if err != nil {

@@ -70,8 +70,8 @@ const (
 	DurableRouter         = "router"          // on PARSED, parsed mails
 )
 
-// DurableArchiver names the consumer of one source's orders on DISPOSITIONS: each source has its own, so that the orders
-// of one that refuses wait in the stream and delay no other.
+// DurableArchiver names the consumer of one source's orders on DISPOSITIONS: each source has its own, so that the
+// orders of one that refuses wait in the stream and delay no other.
 func DurableArchiver(source string) string { return "archiver-" + source }
 
 type durable struct {

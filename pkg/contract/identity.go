@@ -48,8 +48,8 @@ func NormalMessageID(id string) string {
 	return id
 }
 
-// TraceParent is the W3C Trace Context (`traceparent`) of an event with an id about one mail: all events of a mail share
-// one trace, and each is a span of its own in it. Like ids it is the same over redelivery.
+// TraceParent is the W3C Trace Context (`traceparent`) of an event with an id about one mail: all events of a mail
+// share one trace, and each is a span of its own in it. Like ids it is the same over redelivery.
 func TraceParent(mail, event string) string {
 	trace := sha256.Sum256([]byte("posthorn trace\x00" + mail))
 	span := sha256.Sum256([]byte("posthorn span\x00" + event))

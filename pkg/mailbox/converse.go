@@ -13,8 +13,8 @@ type dialect[C any] struct {
 	shown        func(C) string
 }
 
-// converse takes a fresh connection as far as the sign-in: TLS from the first byte or by STARTTLS or STLS, the greeting,
-// and what the server says it can do. What it said in clear does not count once the connection is secure.
+// converse takes a fresh connection as far as the sign-in: TLS from the first byte or by STARTTLS or STLS, the
+// greeting, and what the server says it can do. What it said in clear does not count once the connection is secure.
 func converse[C any](ctx context.Context, o *opening, g *guard, d dialect[C]) (t *talk, caps C, err error) {
 	t = newTalk(ctx, &o.Settings, g)
 	if o.Security == ImplicitTLS {

@@ -243,6 +243,7 @@ func (o *opening) secure(ctx context.Context, g *guard) (*tls.Conn, error) {
 		leaf := state.PeerCertificates[0]
 		facts["names"] = strings.Join(names(leaf), " ")
 		facts["issuer"] = leaf.Issuer.String()
+		g.certUntil = leaf.NotAfter
 		facts["not_after"] = leaf.NotAfter.UTC().Format(time.RFC3339)
 	}
 	o.did(stepTLS, began, facts, nil)

@@ -38,6 +38,8 @@ type guard struct {
 	since    time.Time // when it fell due, or when the last bytes came
 	budget   int64
 	patience time.Duration // left for waiting, over the whole answer
+
+	certUntil time.Time // when the server's certificate ends; zero in clear
 }
 
 func newGuard(conn net.Conn, idle time.Duration) *guard {

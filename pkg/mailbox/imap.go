@@ -134,7 +134,11 @@ func (s *imapSession) examine(ctx context.Context, mailbox string, readOnly bool
 	return data, err
 }
 
-func (s *imapSession) Status() Status { return s.status }
+func (s *imapSession) Status() Status {
+	status := s.status
+	status.CertUntil = s.guard.certUntil
+	return status
+}
 
 // List asks for the UIDs of all mails, and of those that somebody flagged \Deleted.
 func (s *imapSession) List(ctx context.Context) ([]Entry, error) {

@@ -106,6 +106,8 @@ type Status struct {
 	ReadOnly    bool // no right to flag \Deleted (IMAP: PERMANENTFLAGS without it, opened with Write)
 	HasUIDL     bool // POP3
 	CanIdle     bool // IMAP with IDLE
+	// CertUntil is when the server's certificate ends; zero on an unencrypted connection.
+	CertUntil time.Time
 }
 
 // Target is one mail to be moved or deleted. It is touched only when what lies at its place is this mail.

@@ -97,7 +97,11 @@ func (s *popSession) command(ctx context.Context, step string, budget int64, run
 
 func (s *popSession) dead() bool { return s.over || s.guard.failure() != nil }
 
-func (s *popSession) Status() Status { return s.status }
+func (s *popSession) Status() Status {
+	status := s.status
+	status.CertUntil = s.guard.certUntil
+	return status
+}
 
 // List cross-checks STAT, LIST and UIDL: a listing that is not whole is an error, never a shorter listing. A UIDL that
 // two mails share identifies neither: both are listed without.

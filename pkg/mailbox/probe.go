@@ -84,8 +84,8 @@ type TestOptions struct {
 // MostWithoutUIDL is how many mails may be left on a POP3 server that gives them no identity: each is read every time.
 const MostWithoutUIDL = 1000
 
-// expirySoon is how long before its end a certificate is warned about.
-const expirySoon = 14 * 24 * time.Hour
+// ExpirySoon is how long before its end a certificate is warned about.
+const ExpirySoon = 14 * 24 * time.Hour
 
 // allSteps in the order in which those that were not taken are reported as skipped.
 var allSteps = []string{stepDNS, stepPolicy, stepTCP, stepTLS, stepGreeting, stepCapabilities, stepSignIn, stepInbox,
@@ -146,7 +146,7 @@ func (t *tester) opened(name string, took time.Duration, facts map[string]string
 	if err != nil {
 		s.Status, s.Fault = StepFail, fault.As(err)
 	} else if until, parseErr := time.Parse(time.RFC3339, facts["not_after"]); parseErr == nil &&
-		time.Until(until) < expirySoon {
+		time.Until(until) < ExpirySoon {
 		s.Status = StepWarn
 		s.Fault = fault.New(fault.TLSExpiresSoon, nil, fault.Params{"until": until.Format(time.DateOnly)})
 	}

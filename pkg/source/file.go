@@ -83,8 +83,8 @@ func (e *FileError) Error() string {
 
 // LoadFile reads a sources file. env looks up environment variables, as os.LookupEnv does. Every text in the file may
 // hold ${NAME}; $$ is a dollar sign. A password may be file:PATH: the content of that file without its last line break.
-// Relative paths start at the directory of the sources file. The error is a [*FileError] with all problems at once; what
-// could be read comes with it, for [Explain].
+// Relative paths start at the directory of the sources file. The error is a [*FileError] with all problems at once;
+// what could be read comes with it, for [Explain].
 func LoadFile(path string, env func(string) (string, bool)) (File, error) {
 	data, err := readSmall(path, mostFile)
 	if err != nil {

@@ -435,3 +435,22 @@ func TestAMailThatBreaksItsConnectionDoesNotHoldUpTheOthers(t *testing.T) {
 		return s.State == source.StateDegraded && s.Unaccounted == 1 && s.Error.Code == "protocol.closed"
 	})
 }
+
+func TestACertificateThatSoonExpiresIsSaidWhileMailIsTakenIn(t *testing.T) {
+	ca, err := mailboxtest.NewCA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, err := ca.Issue(time.Now().Add(72*time.Hour), "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := imapServer(t, mailboxtest.IMAPOptions{CA: ca, Certificate: &certificate})
+	server.Deliver("user", "INBOX", mail(1))
+	p := start(t, t.TempDir(), sourcesFile(t, entry(t, "cert", "imap", server.Port(), ca)))
+	p.eventually("the mail in the archive", func() bool { return len(server.Mails("user", "Archive")) == 1 })
+	p.eventually("the warning", func() bool {
+		s := p.state("cert")
+		return s.State == source.StateDegraded && s.ErrorCode() == "tls.expires_soon"
+	})
+}

@@ -75,7 +75,8 @@ func (c *cycle) run(ctx context.Context) (tally, error) {
 	firstContact := c.ledger.meta.FirstSeen.IsZero()
 
 	unknown := c.unknown(entries, now)
-	if c.drain.sentIsDue(now, len(unknown) > 0) {
+	sentFirst := c.source.RepliesOnly // it decides what is taken in; else new mail does not wait for it
+	if sentFirst && c.drain.sentIsDue(now, len(unknown) > 0) {
 		if err := c.readSent(ctx); err != nil {
 			return tally{}, err
 		}
@@ -85,6 +86,11 @@ func (c *cycle) run(ctx context.Context) (tally, error) {
 	c.drain.backlog(ctx, c.toDo)
 	for batch := range slices.Chunk(unknown, 1000) {
 		if err := c.work(ctx, batch, firstContact); err != nil {
+			return tally{}, err
+		}
+	}
+	if !sentFirst && c.drain.sentIsDue(now, len(unknown) > 0) {
+		if err := c.readSent(ctx); err != nil {
 			return tally{}, err
 		}
 	}

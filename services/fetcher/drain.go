@@ -41,6 +41,7 @@ type drain struct {
 	sentChanged bool           // new sent mails since unsure mails were looked at
 	noSent      error          // why there is no sent index
 	evidence    string         // resolved: sent or header
+	certUntil   time.Time      // when the server's certificate ends
 
 	failures   int // in a row, of the same class
 	failedWith fault.Code
@@ -174,13 +175,14 @@ func (d *drain) fresh() bool {
 }
 
 func (d *drain) open(ctx context.Context) error {
-	d.fetcher.metrics.signIn(d.source.ID)
 	trace := d.fetcher.traces.line(d.source.ID)
 	session, err := d.fetcher.deps.SignIn(ctx, d.source, d.fetcher.cfg.Mail, mailbox.Read, trace)
+	d.fetcher.metrics.signIn(d.source.ID, err)
 	if err != nil {
 		return err
 	}
-	d.session = session
+	d.session, d.certUntil = session, session.Status().CertUntil
+	d.fetcher.metrics.certificate(d.source.ID, d.certUntil)
 	return nil
 }
 
@@ -232,12 +234,8 @@ func (d *drain) failed(ctx context.Context, err error) time.Duration {
 	wait := fault.Delay(e, d.failures)
 	next := d.fetcher.now().Add(wait)
 	d.log.Warn("nothing is taken in", "error", e, "attempt", d.failures, "next_try", next.UTC())
-	since := d.fetcher.now().UTC()
-	if before := d.state.Error; before != nil && d.state.State == source.StateFailing && before.Code == e.Code {
-		since = before.Since
-	}
 	d.report(ctx, source.State{
-		State: source.StateFailing, Error: source.NewStateError(e, since), LastCycle: d.state.LastCycle,
+		State: source.StateFailing, Error: source.NewStateError(e, d.since(e.Code)), LastCycle: d.state.LastCycle,
 		NextTry: next.UTC(), Counts: d.state.Counts,
 	})
 	return wait
@@ -261,10 +259,8 @@ func (d *drain) succeeded(ctx context.Context, counts tally) time.Duration {
 	if d.gap >= 2 {
 		state.Counts.Unaccounted = counts.Unaccounted
 		if trouble := fault.As(counts.Trouble); trouble != nil {
-			state.State, state.Error = source.StateDegraded, source.NewStateError(trouble, now)
-			if d.state.ErrorCode() == trouble.Code {
-				state.Error.Since = d.state.Error.Since
-			}
+			state.State = source.StateDegraded
+			state.Error = source.NewStateError(trouble, d.since(trouble.Code))
 		}
 	}
 	d.note(&state)
@@ -287,13 +283,27 @@ func (d *drain) succeeded(ctx context.Context, counts tally) time.Duration {
 	return wait
 }
 
+// since is when an error began: now, unless it is the one that is shown already.
+func (d *drain) since(code fault.Code) time.Time {
+	if d.state.ErrorCode() == code {
+		return d.state.Error.Since
+	}
+	return d.fetcher.now().UTC()
+}
+
 // note adds what a person should know although mail is taken in.
 func (d *drain) note(state *source.State) {
+	now := d.fetcher.now()
+	if !d.certUntil.IsZero() && d.certUntil.Sub(now) < mailbox.ExpirySoon && state.Error == nil {
+		until := fault.Params{"until": d.certUntil.UTC().Format(time.DateOnly)}
+		state.State = source.StateDegraded
+		state.Error = source.NewStateError(fault.New(fault.TLSExpiresSoon, nil, until), d.since(fault.TLSExpiresSoon))
+	}
 	if d.source.RepliesOnly && d.noSent != nil && d.source.ReplyEvidence != source.EvidenceHeader {
 		e := fault.As(d.noSent)
 		if d.source.ReplyEvidence == source.EvidenceSent {
 			state.State = source.StateDegraded
-			state.Error = source.NewStateError(e, d.fetcher.now().UTC())
+			state.Error = source.NewStateError(e, d.since(e.Code))
 		}
 		state.Notes = append(state.Notes, e.Text("en").Headline+". "+e.Text("en").Now)
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"posthorn/pkg/fault"
 	"posthorn/pkg/source"
 )
 
@@ -17,6 +18,7 @@ type metrics struct {
 	messages  *prometheus.CounterVec
 	bytes     *prometheus.CounterVec
 	cycles    *prometheus.HistogramVec
+	certUntil *prometheus.GaugeVec
 }
 
 func newMetrics(registry prometheus.Registerer) (*metrics, error) {
@@ -31,8 +33,8 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Name: "posthorn_source_last_success_timestamp_seconds", Help: "End of the last complete cycle.",
 		}, []string{"source"}),
 		signIns: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "posthorn_source_login_attempts_total", Help: "Sign-ins tried by the fetcher.",
-		}, []string{"source"}),
+			Name: "posthorn_source_login_attempts_total", Help: "Sessions the fetcher tried to open: ok, rejected, failed.",
+		}, []string{"source", "result"}),
 		messages: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "posthorn_fetch_messages_total", Help: "Mails by what the fetcher did: stored, left, failed.",
 		}, []string{"source", "result"}),
@@ -43,8 +45,11 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Name: "posthorn_fetch_duration_seconds", Help: "Length of complete cycles.",
 			Buckets: prometheus.ExponentialBuckets(0.05, 3, 10),
 		}, []string{"source"}),
+		certUntil: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "posthorn_tls_cert_not_after_seconds", Help: "When the certificate of the source's server ends.",
+		}, []string{"source"}),
 	}
-	for _, c := range []prometheus.Collector{m.up, m.errorInfo, m.last, m.signIns, m.messages, m.bytes, m.cycles} {
+	for _, c := range []prometheus.Collector{m.up, m.errorInfo, m.last, m.signIns, m.messages, m.bytes, m.cycles, m.certUntil} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -53,7 +58,6 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) fetched(source, result string) { m.messages.WithLabelValues(source, result).Inc() }
-func (m *metrics) signIn(source string)          { m.signIns.WithLabelValues(source).Inc() }
 func (m *metrics) cycle(source string, length time.Duration) {
 	m.cycles.WithLabelValues(source).Observe(length.Seconds())
 }
@@ -74,7 +78,26 @@ func (m *metrics) state(id, protocol string, state source.State) {
 }
 
 func (m *metrics) forget(id string) {
-	for _, vec := range []*prometheus.GaugeVec{m.up, m.errorInfo, m.last} {
+	for _, vec := range []*prometheus.GaugeVec{m.up, m.errorInfo, m.last, m.certUntil} {
 		vec.DeletePartialMatch(prometheus.Labels{"source": id})
 	}
+}
+
+func (m *metrics) signIn(source string, err error) {
+	result := "ok"
+	switch {
+	case fault.CodeOf(err).Class() == "auth":
+		result = "rejected"
+	case err != nil:
+		result = "failed"
+	}
+	m.signIns.WithLabelValues(source, result).Inc()
+}
+
+func (m *metrics) certificate(source string, until time.Time) {
+	if until.IsZero() {
+		m.certUntil.DeleteLabelValues(source)
+		return
+	}
+	m.certUntil.WithLabelValues(source).Set(float64(until.Unix()))
 }

@@ -20,6 +20,7 @@ type rawMail struct {
 	size   int64
 	digest [sha256.Size]byte
 	header []byte
+	head   []byte // how the mail begins: what a server takes for its header is up to the server
 }
 
 // headerOf is the header block at the start of a mail.
@@ -50,7 +51,7 @@ func (c *cycle) receive(ctx context.Context, info mailbox.Info, body io.Reader) 
 	if err != nil {
 		return nil, err
 	}
-	mail := &rawMail{data: head, size: int64(len(head)), header: headerOf(head)}
+	mail := &rawMail{data: head, size: int64(len(head)), header: headerOf(head), head: head}
 	if len(head) > inlineLimit {
 		if mail.file, err = spoolFile(c.fetcher.cfg.SpoolDir); err != nil {
 			return nil, err

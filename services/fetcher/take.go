@@ -159,7 +159,7 @@ func (c *cycle) note(info mailbox.Info, err error) {
 // from before.
 func (c *cycle) store(ctx context.Context, info mailbox.Info, mail *rawMail) (*place, error) {
 	key := contract.MailKey(c.source.ID, mail.digest)
-	where := c.place(info, mail.header)
+	where := c.place(info, mail.head)
 	stamp := c.stamp
 	line := c.line(info, key)
 	line.Fingerprint = where.Fingerprint

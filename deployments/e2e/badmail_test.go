@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -88,6 +89,23 @@ func TestEveryBadMailMakesOneEventAndDelaysNoOther(t *testing.T) {
 	broker.oneEventEach("good", good)
 	broker.awaitEvents("bad", len(bad)+len(good), long)
 	broker.awaitEvents("drops", len(bad), long)
+	eventually(t, long, func() (bool, string) {
+		n := broker.count(contract.StreamDispositions, "mailbox.v1.disposed.>")
+		return n >= 2*(len(bad)+len(good)), fmt.Sprintf("%d mails are tidied", n)
+	})
+	for _, e := range broker.read(contract.StreamDispositions, "mailbox.v1.disposed.>") {
+		var d contract.Disposed
+		if err := json.Unmarshal(e.Body, &d); err != nil {
+			t.Fatal(err)
+		}
+		if d.Outcome != contract.OutcomeArchived && d.Outcome != contract.OutcomeDeleted {
+			raw, err := broker.ask(contract.ContentSubject(contract.ContentRaw, d.Source.ID, d.Mail), nil)
+			t.Errorf("%s: %s %s: %v: %.200q", d.Source.ID, d.Outcome, d.Reason, err, raw)
+		}
+	}
+	if t.Failed() {
+		return // these mails will stay where they are
+	}
 	for _, id := range []string{"bad", "drops", "good"} {
 		awaitMails(t, server, id, "INBOX", 0)
 	}

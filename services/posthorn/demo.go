@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"posthorn/pkg/bus"
@@ -63,13 +65,14 @@ func (c *demoCmd) Run(p *program) (err error) {
 	if err != nil {
 		return err
 	}
-	d := &demonstration{program: p, office: office, data: dir, every: c.Every, out: p.out}
+	ctx, stop := context.WithCancel(p.ctx)
+	d := &demonstration{program: p, office: office, data: dir, every: c.Every, stop: stop, out: p.out}
+	signal.Ignore(syscall.SIGPIPE) // an output that was closed shall not leave the directory behind
 	if c.ReadyJSON {
 		d.out = p.err // standard output belongs to the program that asked for JSON
 	}
 	office.Deliver(demoMails)
 
-	ctx, stop := context.WithCancel(p.ctx)
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	defer stop()
@@ -145,6 +148,8 @@ type demonstration struct {
 	data    string
 	every   time.Duration
 
+	stop context.CancelFunc // ends the demo
+
 	mu  sync.Mutex
 	out io.Writer
 }
@@ -196,7 +201,9 @@ func (d *demonstration) arrive(ctx context.Context) {
 func (d *demonstration) printf(format string, args ...any) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	_, _ = fmt.Fprintf(d.out, format, args...) // nobody reads it: the demo goes on for other subscribers
+	if _, err := fmt.Fprintf(d.out, format, args...); err != nil {
+		d.stop() // nobody looks any more
+	}
 }
 
 func (d *demonstration) explain(where allinone.Addresses) {

@@ -92,6 +92,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	beside.Go(func() { keepMemorySmall(inner) })
 	h.greet(addresses)
 	h.rooms.Run(ctx, func() { h.announce(addresses) })
+	if err := h.data.adopt(inner, h.conn); err != nil {
+		log.Warn("the mark of the store could not be written", "error", err)
+	}
 	_ = os.Remove(h.data.file("ready.json")) // it is stale from now on; a client that finds it sees nobody answer
 	log.Info("stopped; mail waits on its servers")
 	return nil

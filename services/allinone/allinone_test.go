@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 
 	"posthorn/pkg/bus"
 	"posthorn/pkg/contract"
+	"posthorn/pkg/fault"
 	"posthorn/pkg/mailbox/mailboxtest"
 	"posthorn/pkg/source"
 	"posthorn/pkg/stage"
@@ -453,4 +455,42 @@ func TestACertificateThatSoonExpiresIsSaidWhileMailIsTakenIn(t *testing.T) {
 		s := p.state("cert")
 		return s.State == source.StateDegraded && s.ErrorCode() == "tls.expires_soon"
 	})
+}
+
+func TestAnEmptiedOrOlderStoreIsNoticedBeforeAnythingIsDone(t *testing.T) {
+	server := imapServer(t, mailboxtest.IMAPOptions{})
+	server.Deliver("user", "INBOX", mail(1))
+	data := t.TempDir()
+	sources := sourcesFile(t, entry(t, "sales", "imap", server.Port(), server.CA(), "after_fetch: leave"))
+	p := start(t, data, sources)
+	p.eventually("a request", func() bool { return len(p.events("sales")) == 1 })
+	p.stop()
+	copied := filepath.Join(t.TempDir(), "nats")
+	if err := os.CopyFS(copied, os.DirFS(filepath.Join(data, "nats"))); err != nil {
+		t.Fatal(err)
+	}
+	p = start(t, data, sources)
+	server.Deliver("user", "INBOX", mail(2))
+	p.eventually("another request", func() bool { return len(p.events("sales")) == 2 })
+	p.stop()
+
+	for what, replace := range map[string]func() error{
+		"emptied": func() error { return nil },
+		"older":   func() error { return os.CopyFS(filepath.Join(data, "nats"), os.DirFS(copied)) },
+	} {
+		if err := errors.Join(os.RemoveAll(filepath.Join(data, "nats")), replace()); err != nil {
+			t.Fatal(err)
+		}
+		cfg := DefaultConfig()
+		cfg.Data, cfg.HTTP, cfg.NATSListen = data, "127.0.0.1:0", "off"
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		err := Run(ctx, cfg, slog.New(slog.DiscardHandler))
+		cancel()
+		if fault.CodeOf(err) != fault.StoreForeign {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if sent := server.Connections(); sent > 4 {
+		t.Errorf("%d connections: the mailbox was opened over a store that is not the right one", sent)
+	}
 }

@@ -368,13 +368,12 @@ func (d *disposal) archiveFault(err error, mailbox string) error {
 	if !ok {
 		return err
 	}
-	switch f := r.fault(d.settings, "moving mails", false); f.Code.Class() {
-	case "limit":
+	f := r.fault(d.settings, "moving mails", false)
+	switch {
+	case f.Code == fault.MailboxOverQuota:
+		return fault.New(f.Code, r, params(d.settings, "mailbox", mailbox, "words", r.words))
+	case f.Code.Class() == "limit" && f.Code != fault.LimitUnavailable: // what is not available is the archive
 		return f
-	default:
-		if f.Code == fault.MailboxOverQuota {
-			return fault.New(f.Code, r, params(d.settings, "mailbox", mailbox, "words", r.words))
-		}
 	}
 	return d.refusedBy(r, mailbox)
 }

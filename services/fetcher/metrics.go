@@ -49,7 +49,9 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Name: "posthorn_tls_cert_not_after_seconds", Help: "When the certificate of the source's server ends.",
 		}, []string{"source"}),
 	}
-	for _, c := range []prometheus.Collector{m.up, m.errorInfo, m.last, m.signIns, m.messages, m.bytes, m.cycles, m.certUntil} {
+	for _, c := range []prometheus.Collector{
+		m.up, m.errorInfo, m.last, m.signIns, m.messages, m.bytes, m.cycles, m.certUntil,
+	} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -208,7 +208,9 @@ func (c *cycle) raw(
 	if err != nil {
 		return bus.Outgoing{}, err
 	}
-	id := contract.EventID(key, "raw", 1)
+	// The revision is in the id: a mail that was left, and its bytes erased, may be wanted a minute after the settings
+	// have changed, and the broker remembers ids for longer.
+	id := contract.EventID(key, fmt.Sprintf("raw %d", stamp.Revision), 1)
 	out := bus.Outgoing{
 		Subject: subject, ID: id, Once: subject,
 		Header: bus.EventHeader(contract.TypeRaw, id, c.source.ID, "message/rfc822"),

@@ -1,6 +1,9 @@
 package parser
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Limits bound what reading one mail may cost. A mail beyond them is not lost: its header fields are taken, its
 // `parse.status` is `limits`, and its raw bytes stay where they are.
@@ -37,28 +40,15 @@ func DefaultLimits() Limits {
 // withDefaults fills what was left 0.
 func (l Limits) withDefaults() Limits {
 	d := DefaultLimits()
-	if l.Bytes <= 0 {
-		l.Bytes = d.Bytes
+	return Limits{
+		Bytes:       cmp.Or(max(l.Bytes, 0), d.Bytes),
+		HeaderBytes: cmp.Or(max(l.HeaderBytes, 0), d.HeaderBytes),
+		HeaderLines: cmp.Or(max(l.HeaderLines, 0), d.HeaderLines),
+		Boundaries:  cmp.Or(max(l.Boundaries, 0), d.Boundaries),
+		Parts:       cmp.Or(max(l.Parts, 0), d.Parts),
+		Depth:       cmp.Or(max(l.Depth, 0), d.Depth),
+		Time:        cmp.Or(max(l.Time, 0), d.Time),
 	}
-	if l.HeaderBytes <= 0 {
-		l.HeaderBytes = d.HeaderBytes
-	}
-	if l.HeaderLines <= 0 {
-		l.HeaderLines = d.HeaderLines
-	}
-	if l.Boundaries <= 0 {
-		l.Boundaries = d.Boundaries
-	}
-	if l.Parts <= 0 {
-		l.Parts = d.Parts
-	}
-	if l.Depth <= 0 {
-		l.Depth = d.Depth
-	}
-	if l.Time <= 0 {
-		l.Time = d.Time
-	}
-	return l
 }
 
 // What an event may hold, so that it always stays below 900 KB as JSON. "JSON" bounds count the escaped form, in

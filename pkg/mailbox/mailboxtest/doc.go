@@ -89,6 +89,19 @@ func (l *listener) Close() error {
 	return err
 }
 
+// serveEach serves every connection in a goroutine of its own, until the listener is closed.
+func (l *listener) serveEach(sessions *sync.WaitGroup, serve func(net.Conn)) {
+	sessions.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			sessions.Go(func() { serve(conn) })
+		}
+	})
+}
+
 func (l *listener) port() int {
 	_, port, err := net.SplitHostPort(l.Addr().String())
 	if err != nil {

@@ -80,15 +80,7 @@ func StartPOP3(options POP3Options) (*POP3, error) {
 	}
 	s := &POP3{options: options, ca: ca, config: config, listener: l, closing: make(chan struct{}),
 		mails: map[string][]Mail{}, locked: map[string]bool{}}
-	s.sessions.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s.sessions.Go(func() { s.serve(conn) })
-		}
-	})
+	l.serveEach(&s.sessions, s.serve)
 	return s, nil
 }
 

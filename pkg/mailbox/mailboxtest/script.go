@@ -63,15 +63,7 @@ func StartScript(script Script) (*Scripted, error) {
 		return nil, err
 	}
 	s := &Scripted{script: script, listener: l, closing: make(chan struct{}), given: map[int]int{}}
-	s.sessions.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s.sessions.Go(func() { s.serve(conn) })
-		}
-	})
+	l.serveEach(&s.sessions, s.serve)
 	return s, nil
 }
 

@@ -1,6 +1,7 @@
 package fetcher
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"testing"
 	"time"
@@ -148,3 +149,5 @@ func TestAUIDLThatComesBackIsANewMail(t *testing.T) {
 		t.Error("the UIDL of another mail counts as known although the size differs")
 	}
 }
+
+func sha256Of(raw string) [sha256.Size]byte { return sha256.Sum256([]byte(raw)) }

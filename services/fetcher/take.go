@@ -231,6 +231,9 @@ func (c *cycle) known(
 ) (*place, error) {
 	now := c.fetcher.now()
 	returned := c.ledger.wasPutBack(key, line.UID)
+	if before, ok := c.ledger.byID[line.id()]; ok && before.Standing == putBack {
+		returned = false // it has had its day in the Inbox
+	}
 	outcome, request, err := c.outcome(ctx, key, stamp.Revision)
 	if err != nil {
 		return nil, err

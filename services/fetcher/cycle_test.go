@@ -1,0 +1,378 @@
+package fetcher
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"posthorn/pkg/bus"
+	"posthorn/pkg/bus/bustest"
+	"posthorn/pkg/contract"
+	"posthorn/pkg/fault"
+	"posthorn/pkg/mailbox"
+	"posthorn/pkg/reply"
+	"posthorn/pkg/source"
+	"posthorn/pkg/stage"
+)
+
+// fakeInbox is an IMAP Inbox in memory.
+type fakeInbox struct {
+	mailbox.Session
+
+	validity, next uint32
+	mails          []fakeMail
+	fetched        int
+	sent           [][]byte
+}
+
+type fakeMail struct {
+	uid uint32
+	raw []byte
+	at  time.Time
+}
+
+func (i *fakeInbox) deliver(at time.Time, raw string) uint32 {
+	i.next++
+	i.mails = append(i.mails, fakeMail{uid: i.next, raw: []byte(raw), at: at})
+	return i.next
+}
+
+func (i *fakeInbox) take(uid uint32) {
+	for n, m := range i.mails {
+		if m.uid == uid {
+			i.mails = append(i.mails[:n:n], i.mails[n+1:]...)
+			return
+		}
+	}
+}
+
+func (i *fakeInbox) Status() mailbox.Status {
+	return mailbox.Status{UIDValidity: i.validity, UIDNext: i.next + 1, Messages: len(i.mails)}
+}
+
+func (i *fakeInbox) List(context.Context) ([]mailbox.Entry, error) {
+	var entries []mailbox.Entry
+	for _, m := range i.mails {
+		entries = append(entries, mailbox.Entry{UID: m.uid})
+	}
+	return entries, nil
+}
+
+func (i *fakeInbox) each(entries []mailbox.Entry, call func(mailbox.Entry, fakeMail) error) error {
+	for _, e := range entries {
+		for _, m := range i.mails {
+			if m.uid == e.UID {
+				if err := call(e, m); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (i *fakeInbox) Describe(_ context.Context, entries []mailbox.Entry) (infos []mailbox.Info, err error) {
+	err = i.each(entries, func(e mailbox.Entry, m fakeMail) error {
+		e.Size = int64(len(m.raw))
+		infos = append(infos, mailbox.Info{Entry: e, InternalDate: m.at})
+		return nil
+	})
+	return infos, err
+}
+
+func (i *fakeInbox) Headers(_ context.Context, entries []mailbox.Entry, each func(mailbox.Entry, []byte) error) error {
+	return i.each(entries, func(e mailbox.Entry, m fakeMail) error {
+		header, _ := reply.SplitHeader(m.raw)
+		return each(e, header)
+	})
+}
+
+func (i *fakeInbox) Fetch(
+	_ context.Context, entries []mailbox.Entry, each func(mailbox.Entry, int64, io.Reader) error,
+) error {
+	return i.each(entries, func(e mailbox.Entry, m fakeMail) error {
+		i.fetched++
+		return each(e, int64(len(m.raw)), bytes.NewReader(m.raw))
+	})
+}
+
+func (i *fakeInbox) Sent(
+	_ context.Context, from mailbox.SentCursor, each func(mailbox.SentMail) error,
+) (mailbox.SentCursor, error) {
+	for n := int(from.Last); n < len(i.sent); n++ {
+		if err := each(mailbox.SentMail{UID: uint32(n + 1), Header: i.sent[n]}); err != nil {
+			return from, err
+		}
+	}
+	if len(i.sent) == 0 {
+		return from, fault.New(fault.MailboxNoSent, nil, nil)
+	}
+	return mailbox.SentCursor{Mailbox: "Sent", UIDValidity: 1, Last: uint32(len(i.sent))}, nil
+}
+
+// bench runs single cycles over a fake Inbox and a real broker, with a clock of its own and no other stage.
+type bench struct {
+	t     *testing.T
+	conn  *bus.Conn
+	inbox *fakeInbox
+	clock time.Time
+	drain *drain
+}
+
+func newBench(t *testing.T, change func(*source.Source)) *bench {
+	t.Helper()
+	b := &bench{
+		t: t, conn: bustest.Start(t), inbox: &fakeInbox{validity: 7},
+		clock: time.Date(2026, 11, 23, 8, 0, 0, 0, time.UTC),
+	}
+	log := slog.New(slog.DiscardHandler)
+	f, err := New(Config{Instance: "test", SpoolDir: t.TempDir(), Now: func() time.Time { return b.clock }}, stage.Deps{
+		Conn: b.conn, Publisher: b.conn.Publisher(), Metrics: prometheus.NewRegistry(), Log: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s := source.New()
+	s.ID, s.Name, s.DefaultWorkflow, s.Address, s.Epoch = "sales", "Sales", "general", "sales@example.org", "e1"
+	s.Revision = 1
+	if change != nil {
+		change(&s)
+	}
+	b.drain = &drain{fetcher: f, log: log, source: s, short: map[string]int{}, doubts: doubts{}}
+	return b
+}
+
+// cycle does one complete cycle, as after a restart: the ledger is read from the store.
+func (b *bench) cycle() tally {
+	b.t.Helper()
+	d := b.drain
+	l, err := openLedger(b.t.Context(), d.fetcher.books, d.source.ID, d.source.Epoch)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	d.ledger = l
+	c := &cycle{
+		fetcher: d.fetcher, drain: d, log: d.log, session: b.inbox, source: d.source, ledger: l,
+		lease: func() bool { return true }, nameless: map[int]*place{},
+	}
+	if err := d.resolveEvidence(b.t.Context(), c); err != nil {
+		b.t.Fatal(err)
+	}
+	c.stamp = d.source.Stamp(d.evidence)
+	counts, err := c.run(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	d.sentChanged = false
+	return counts
+}
+
+// decide does what parser and router would: the event of a stored mail.
+func (b *bench) decide(raw string) {
+	b.t.Helper()
+	key := contract.MailKey("sales", sha256Of(raw))
+	out, err := bus.Event(contract.TypeReceived, contract.ContactRequestSubject("received", "general", "sales", key),
+		contract.OpeningID(key), "sales", contract.ContactRequest{Event: "received", Mail: key, Request: key})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if _, err := b.conn.Publisher().Publish(b.t.Context(), out); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) count(stream contract.Stream, filter string) uint64 {
+	b.t.Helper()
+	n, err := b.conn.Count(b.t.Context(), stream, filter)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return n
+}
+
+func (b *bench) orders() uint64 {
+	return b.count(contract.StreamDispositions, contract.DisposeSubject("sales"))
+}
+
+func letter(n int, header string) string {
+	return fmt.Sprintf("Message-ID: <%d@example.net>\r\nSubject: Mail %d\r\n%s\r\nBody %d\r\n", n, n, header, n)
+}
+
+func TestAMailIsFetchedOnceAndAccountedForUntilItIsDecided(t *testing.T) {
+	b := newBench(t, nil)
+	b.inbox.deliver(b.clock, letter(1, ""))
+	for range 3 {
+		if got := b.cycle(); got.Waiting != 1 || got.Unaccounted != 0 || b.inbox.fetched != 1 {
+			t.Fatalf("%+v, fetched %d times", got, b.inbox.fetched)
+		}
+	}
+	b.decide(letter(1, ""))
+	if got := b.cycle(); got.Waiting != 0 || got.Listed != 1 || got.Unaccounted != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAStoredMailThatIsInNoStreamAnyMoreIsFetchedAgain(t *testing.T) {
+	b := newBench(t, nil)
+	b.inbox.deliver(b.clock, letter(1, ""))
+	b.cycle()
+	if err := b.conn.SecureDelete(t.Context(), contract.StreamMail, 1); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.cycle(); got.Waiting != 1 {
+		t.Errorf("at once: %+v", got)
+	}
+	b.clock = b.clock.Add(lostAfter)
+	if got := b.cycle(); got.Unaccounted != 1 {
+		t.Errorf("after a while: %+v", got)
+	}
+	b.drain.source.Revision++ // the broker would take the same id for a repetition
+	if got := b.cycle(); got.Waiting != 1 || b.inbox.fetched != 2 {
+		t.Errorf("then: %+v, fetched %d times", got, b.inbox.fetched)
+	}
+}
+
+func TestAMailThatShouldHaveLeftLongAgoIsOrderedAgain(t *testing.T) {
+	b := newBench(t, nil)
+	b.inbox.deliver(b.clock, letter(1, ""))
+	b.cycle()
+	b.decide(letter(1, ""))
+	b.cycle()
+	if n := b.orders(); n != 0 {
+		t.Fatalf("%d orders by the fetcher while the router's may be on its way", n)
+	}
+	b.clock = b.clock.Add(orderAgainAfter)
+	b.cycle()
+	b.cycle()
+	if n := b.orders(); n != 1 {
+		t.Errorf("%d orders after a while", n)
+	}
+}
+
+func TestAMailThatWasPutBackIsArchivedAgainAfterADay(t *testing.T) {
+	b := newBench(t, nil)
+	uid := b.inbox.deliver(b.clock, letter(1, ""))
+	b.cycle()
+	b.decide(letter(1, ""))
+	b.cycle()
+	b.inbox.take(uid)
+	b.cycle()
+	b.inbox.deliver(b.clock, letter(1, ""))
+	for _, later := range []time.Duration{0, time.Hour, 22 * time.Hour} {
+		b.clock = b.clock.Add(later)
+		if got := b.cycle(); got.Left["put_back"] != 1 || b.orders() != 0 {
+			t.Fatalf("%+v, %d orders", got, b.orders())
+		}
+	}
+	b.clock = b.clock.Add(2 * time.Hour)
+	if got := b.cycle(); got.Left["put_back"] != 0 || b.orders() != 1 {
+		t.Errorf("%+v, %d orders", got, b.orders())
+	}
+	if n := b.count(contract.StreamContactRequests, ">"); n != 1 {
+		t.Errorf("%d events of one mail", n)
+	}
+}
+
+func TestAfterARenumberingMailsAreRecognisedByTheirBytes(t *testing.T) {
+	b := newBench(t, nil)
+	for n := range 5 {
+		b.inbox.deliver(b.clock, letter(n, ""))
+	}
+	b.cycle()
+	for n := range 5 {
+		b.decide(letter(n, ""))
+	}
+	b.cycle()
+	b.inbox.validity = 8
+	for n := range b.inbox.mails {
+		b.inbox.next++
+		b.inbox.mails[n].uid = b.inbox.next
+	}
+	if got := b.cycle(); got.Unaccounted != 0 || got.Left["put_back"] != 0 || b.orders() != 5 {
+		t.Errorf("%+v, %d orders for the new places of 5 mails", got, b.orders())
+	}
+	if n := b.count(contract.StreamMail, ">"); n != 5 {
+		t.Errorf("%d raw mails of 5", n)
+	}
+	if n := b.count(contract.StreamSources, contract.SourceSubject("mailbox-reset", "sales")); n != 1 {
+		t.Errorf("the renumbering was told %d times", n)
+	}
+}
+
+func TestTheStartOfTheImportHoldsAndCanBeOpenedLater(t *testing.T) {
+	b := newBench(t, nil)
+	b.drain.source.Boundary = b.clock
+	b.inbox.deliver(b.clock.Add(-time.Hour), letter(1, ""))
+	b.inbox.deliver(b.clock.Add(time.Hour), letter(2, ""))
+	if got := b.cycle(); got.Left["before_start"] != 1 || got.Waiting != 1 || b.inbox.fetched != 1 {
+		t.Fatalf("%+v", got)
+	}
+	b.inbox.validity = 8 // the boundary is a time: it means the same after a renumbering
+	if got := b.cycle(); got.Left["before_start"] != 1 {
+		t.Errorf("renumbered: %+v", got)
+	}
+	b.drain.source.Boundary = time.Time{}
+	b.drain.source.Revision++
+	if got := b.cycle(); got.Left["before_start"] != 0 || got.Waiting != 2 {
+		t.Errorf("opened: %+v", got)
+	}
+}
+
+func TestAReplyWhoseSentCopyIsLateIsTakenInWhenItArrives(t *testing.T) {
+	b := newBench(t, func(s *source.Source) { s.RepliesOnly = true })
+	b.inbox.sent = [][]byte{[]byte("Message-ID: <known@example.org>\r\n")}
+	b.inbox.deliver(b.clock, letter(1, "In-Reply-To: <late@example.org>\r\n"))
+	b.inbox.deliver(b.clock, letter(2, "In-Reply-To: <known@example.org>\r\n"))
+	b.inbox.deliver(b.clock, letter(3, ""))
+	if got := b.cycle(); got.Left["unsure"] != 1 || got.Left["skipped"] != 1 || got.Waiting != 1 {
+		t.Fatalf("%+v", got)
+	}
+	b.inbox.sent = append(b.inbox.sent, []byte("Message-ID: <late@example.org>\r\n"))
+	b.clock = b.clock.Add(time.Duration(b.drain.source.PollInterval))
+	if got := b.cycle(); got.Left["unsure"] != 0 || got.Waiting != 2 || b.inbox.fetched != 2 {
+		t.Errorf("%+v, fetched %d", got, b.inbox.fetched)
+	}
+	if n := b.count(contract.StreamParsed, contract.SkippedSubject("sales")); n != 2 {
+		t.Errorf("%d receipts of 2 mails that were left", n)
+	}
+}
+
+func TestWhatTheParserHasLeftIsWantedAgainWhenTheRuleIsOff(t *testing.T) {
+	b := newBench(t, func(s *source.Source) { s.RepliesOnly = true })
+	b.inbox.sent = [][]byte{[]byte("Message-ID: <known@example.org>\r\n")}
+	raw := letter(1, "In-Reply-To: <known@example.org>\r\n")
+	b.inbox.deliver(b.clock, raw)
+	b.cycle()
+	key := contract.MailKey("sales", sha256Of(raw))
+	decision, err := json.Marshal(contract.Skipped{Verdict: reply.MachineMail, Revision: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bustest.Bucket(t, b.conn, bus.BucketSkipped).Put(t.Context(), "sales."+key, decision); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.conn.SecureDelete(t.Context(), contract.StreamMail, 1); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.cycle(); got.Left["skipped"] != 1 || b.inbox.fetched != 1 {
+		t.Fatalf("%+v", got)
+	}
+	b.drain.source.RepliesOnly = false
+	b.drain.source.Revision++
+	if got := b.cycle(); got.Waiting != 1 || b.inbox.fetched != 2 {
+		t.Errorf("%+v, fetched %d times", got, b.inbox.fetched)
+	}
+	if n := b.count(contract.StreamMail, contract.RawSubject("sales", key)); n != 1 {
+		t.Error("its bytes are not stored again")
+	}
+}

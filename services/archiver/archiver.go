@@ -75,6 +75,9 @@ func (a *Archiver) tidy(ctx context.Context, owned stage.Owned) {
 		archiver: a, log: a.log.With("source", owned.Source.ID), owned: owned, source: owned.Source,
 		refused: map[string]*fault.Error{},
 	}
+	if state, err := a.states.Get(ctx, owned.Source.ID); err == nil {
+		t.said = state.ErrorCode() // of another process, or before a restart: it is ours to take back
+	}
 	t.run(ctx)
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -33,6 +34,8 @@ type room struct {
 	conn    *bus.Conn
 	server  *mailboxtest.IMAP
 	sources *source.Store
+	keys    *secret.Keyring
+	stop    func() // stops the archiver
 	durable atomic.Bool
 }
 
@@ -65,26 +68,34 @@ func start(t *testing.T, options mailboxtest.IMAPOptions, change func(*source.So
 	if _, err := r.sources.Create(t.Context(), s, "secret", "test"); err != nil {
 		t.Fatal(err)
 	}
+	r.keys = keys
+	r.stop = r.run()
+	t.Cleanup(func() { r.stop() })
+	return r
+}
+
+// run starts an archiver, and returns how to stop it.
+func (r *room) run() (stop func()) {
+	r.t.Helper()
 	archiver, err := New(Config{
 		Instance: "test", Mail: stage.MailConfig{Network: mailbox.PrivateOK, Timeout: 5 * time.Second},
 		Durable: func(context.Context) (bool, error) { return r.durable.Load(), nil },
 	}, stage.Deps{
-		Conn: r.conn, Publisher: r.conn.Publisher(), Sources: r.sources, Keys: keys, Metrics: prometheus.NewRegistry(),
-		Leases: bus.NewLeases(r.conn, bus.LeaseConfig{Owner: "test"}), Log: log,
+		Conn: r.conn, Publisher: r.conn.Publisher(), Sources: r.sources, Keys: r.keys, Metrics: prometheus.NewRegistry(),
+		Leases: bus.NewLeases(r.conn, bus.LeaseConfig{Owner: "test"}), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- archiver.Run(ctx, func() {}) }()
-	t.Cleanup(func() {
-		stop()
+	return sync.OnceFunc(func() {
+		cancel()
 		if err := <-ended; err != nil {
-			t.Error(err)
+			r.t.Error(err)
 		}
 	})
-	return r
 }
 
 func (r *room) source() source.Source {
@@ -317,6 +328,44 @@ func TestOneMailThatIsRefusedDoesNotHoldUpTheOthers(t *testing.T) {
 	if r.inbox() != 1 {
 		t.Errorf("%d mails in the Inbox", r.inbox())
 	}
+}
+
+func TestWhatWasWrongBeforeARestartIsTakenBackWhenItHasPassed(t *testing.T) {
+	var refusing atomic.Bool
+	refusing.Store(true)
+	r := start(t, mailboxtest.IMAPOptions{Refuse: func(verb, _ string, _ [][]byte) error {
+		if verb == "MOVE" && refusing.Load() {
+			return mailboxtest.No("", "not today")
+		}
+		return nil
+	}}, nil)
+	d := r.deliver(1, contract.Archive)
+	r.order(d)
+	r.wrong(fault.ArchiveRefused)
+	r.stop()
+	refusing.Store(false)
+	r.stop = r.run()
+	r.outcome(d)
+	r.wrong("")
+}
+
+func TestNothingIsWrongWhenNoOrderWaits(t *testing.T) {
+	r := start(t, mailboxtest.IMAPOptions{}, nil)
+	d := r.deliver(1, contract.Archive)
+	r.order(d)
+	r.outcome(d)
+	r.stop()
+	// As after a session that closed all orders and then ended badly, such as by a QUIT that was not answered.
+	states := source.NewStates(stage.Records(bustest.Bucket(t, r.conn, bus.BucketSourceState)), source.PartArchive)
+	broken := fault.New(fault.ProtocolClosed, nil, fault.Params{"step": "QUIT"})
+	if err := states.Put(t.Context(), "sales", source.State{
+		State: source.StateDegraded, Error: source.NewStateError(broken, time.Now()),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.wrong(fault.ProtocolClosed)
+	r.stop = r.run()
+	r.wrong("")
 }
 
 func TestADeletedSourceClosesItsOrdersAsLeft(t *testing.T) {

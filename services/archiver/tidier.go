@@ -109,6 +109,22 @@ func (t *tidier) say(ctx context.Context, e *fault.Error) {
 	t.said = fault.CodeOf(e.OrNil())
 }
 
+// nothingWaits takes back what the state says is wrong when no order waits any more: the last ones may have been closed
+// by a session that then ended badly, or by another process.
+func (t *tidier) nothingWaits(ctx context.Context) error {
+	if t.said == "" {
+		return nil
+	}
+	pending, err := t.orders.Pending(ctx)
+	if err != nil || pending > 0 {
+		return err
+	}
+	clear(t.refused)
+	t.failures = 0
+	t.say(ctx, nil)
+	return nil
+}
+
 // step carries out one batch. It returns how long to wait before the next.
 func (t *tidier) step(ctx context.Context) (time.Duration, error) {
 	if t.orders == nil {
@@ -130,6 +146,8 @@ func (t *tidier) step(ctx context.Context) (time.Duration, error) {
 	idle := 5 * time.Minute
 	if t.session != nil {
 		idle = keepSession
+	} else if err := t.nothingWaits(ctx); err != nil {
+		return 0, err
 	}
 	first, err := t.orders.Fetch(ctx, 1, idle)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -375,4 +376,43 @@ func TestWhatTheParserHasLeftIsWantedAgainWhenTheRuleIsOff(t *testing.T) {
 	if n := b.count(contract.StreamMail, contract.RawSubject("sales", key)); n != 1 {
 		t.Error("its bytes are not stored again")
 	}
+}
+
+// cutting is a session whose server ends every wait by ending the connection.
+type cutting struct{ mailbox.Session }
+
+func (cutting) Wait(context.Context, time.Duration) error {
+	return fault.New(fault.ProtocolClosed, nil, nil)
+}
+func (cutting) Close() error { return nil }
+
+func TestAServerThatEndsEveryWaitIsNotSignedInToWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &drain{log: slog.New(slog.DiscardHandler)}
+		began := time.Now()
+		for n := range 10 {
+			d.session = &stage.Session{Session: cutting{}}
+			if !d.pause(t.Context(), time.Minute) {
+				t.Fatal("stopped")
+			}
+			if took := time.Since(began); n == 0 && took > 0 {
+				t.Errorf("one mishap was waited for: %s", took)
+			}
+		}
+		if took := time.Since(began); took < 4*time.Minute || took > 10*time.Minute {
+			t.Errorf("ten sign-ins within %s", took)
+		}
+		d.session = &stage.Session{Session: quiet{}}
+		if !d.pause(t.Context(), time.Minute) || d.cuts != 0 {
+			t.Errorf("a wait that was not cut left %d cuts", d.cuts)
+		}
+	})
+}
+
+// quiet is a session in whose mailbox nothing happens.
+type quiet struct{ mailbox.Session }
+
+func (quiet) Wait(_ context.Context, d time.Duration) error {
+	<-time.After(d)
+	return nil
 }

@@ -43,6 +43,7 @@ type drain struct {
 	evidence    string         // resolved: sent or header
 	certUntil   time.Time      // when the server's certificate ends
 
+	cuts       int // waits in a row that the server ended by ending the connection
 	failures   int // in a row, of the same class
 	failedWith fault.Code
 	good       int // complete cycles since the last failure
@@ -82,8 +83,8 @@ func (d *drain) pause(ctx context.Context, wait time.Duration) bool {
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
 	quiet := make(chan error, 1)
-	if d.session != nil && wait > 0 {
-		session := d.session
+	session := d.session
+	if session != nil && wait > 0 {
 		go func() { quiet <- session.Wait(waiting, wait) }()
 	} else {
 		go func() {
@@ -103,13 +104,28 @@ func (d *drain) pause(ctx context.Context, wait time.Duration) bool {
 		d.adopt(next)
 	case err := <-quiet:
 		if err != nil && ctx.Err() == nil {
-			d.log.Info("the connection ended while waiting for mail", "error", err)
 			d.close()
+			rest := d.cut(err, wait)
+			d.log.Info("the connection ended while waiting for mail", "error", err, "wait", rest.String())
+			return d.pause(ctx, rest)
+		}
+		if session != nil && wait > 0 {
+			d.cuts = 0
 		}
 	case <-ctx.Done():
 		<-quiet //nolint:errcheck // cancelled
 	}
 	return ctx.Err() == nil
+}
+
+// cut returns how long to wait before signing in again after a connection that ended in the middle of a wait. The first
+// time it is taken for a mere mishap; a server that ends every wait is polled instead of being signed in to without end.
+func (d *drain) cut(err error, wait time.Duration) time.Duration {
+	d.cuts++
+	if class := fault.CodeOf(err).Class(); d.cuts == 1 && class != "limit" && class != "auth" {
+		return 0
+	}
+	return min(wait, fault.Delay(err, d.cuts))
 }
 
 // adopt takes over changed settings: at once, with a fresh connection and no more back-off.

@@ -416,3 +416,41 @@ func (quiet) Wait(_ context.Context, d time.Duration) error {
 	<-time.After(d)
 	return nil
 }
+
+// restless is a session whose server tells of changes without end.
+type restless struct{ mailbox.Session }
+
+func (restless) Wait(context.Context, time.Duration) error { return nil }
+
+func TestAServerThatTellsOfChangesWithoutEndIsNotListedWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &drain{log: slog.New(slog.DiscardHandler), session: &stage.Session{Session: restless{}}}
+		began := time.Now()
+		for n := range 25 {
+			if !d.pause(t.Context(), time.Minute) {
+				t.Fatal("stopped")
+			}
+			if took := time.Since(began); n == 0 && took > 0 {
+				t.Errorf("a change was waited with: %s", took)
+			}
+		}
+		if took := time.Since(began); took < 15*time.Second || took > 25*time.Second {
+			t.Errorf("25 changes within %s", took)
+		}
+	})
+}
+
+func TestARetryTriesMailsThatRestAtOnce(t *testing.T) {
+	b := newBench(t, nil)
+	uid := b.inbox.deliver(b.clock, letter(1, ""))
+	id := placeID(b.inbox.validity, uid, "", int64(len(letter(1, ""))))
+	why := fault.New(fault.ProtocolClosed, nil, nil)
+	b.drain.doubts[id] = &doubt{times: mostDoubts, last: b.clock, why: why}
+	if counts := b.cycle(); counts.Unaccounted != 1 || b.inbox.fetched != 0 {
+		t.Fatalf("%+v, %d fetched", counts, b.inbox.fetched)
+	}
+	b.drain.adopt(b.drain.source)
+	if counts := b.cycle(); counts.Unaccounted != 0 || b.inbox.fetched != 1 {
+		t.Errorf("%+v, %d fetched", counts, b.inbox.fetched)
+	}
+}

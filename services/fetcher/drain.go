@@ -17,6 +17,9 @@ const (
 	// soon is when a mailbox is looked at again while stored mails wait for their decision, doubling up to the poll
 	// interval. Also the pause before the second complete cycle that clears a failure.
 	soon = time.Second
+	// mostWakes is how often in a row a change may end a wait at once; then changes are gathered first, as a server may
+	// tell of changes without end.
+	mostWakes = 5
 	// sentEvery is how often the Sent mailbox is read when nothing else asks for it.
 	sentEvery = 5 * time.Minute
 	// tellEvery is how often the state is written although nothing but the time of the last cycle has changed.
@@ -44,6 +47,7 @@ type drain struct {
 	certUntil   time.Time      // when the server's certificate ends
 
 	cuts       int // waits in a row that the server ended by ending the connection
+	wakes      int // waits in a row that a change of the mailbox ended at once
 	failures   int // in a row, of the same class
 	failedWith fault.Code
 	good       int // complete cycles since the last failure
@@ -80,42 +84,61 @@ func (d *drain) run(ctx context.Context) {
 
 // pause waits: for the mailbox to change, for new settings, for the time to pass. It returns false when ctx ended.
 func (d *drain) pause(ctx context.Context, wait time.Duration) bool {
+	session := d.session
+	if session == nil || wait <= 0 {
+		return d.await(ctx, timer(wait)) == nil && ctx.Err() == nil
+	}
+	began := time.Now()
+	err := d.await(ctx, func(ctx context.Context) error { return session.Wait(ctx, wait) })
+	switch {
+	case ctx.Err() != nil:
+		return false
+	case err != nil:
+		d.close()
+		rest := d.cut(err, wait)
+		d.log.Info("the connection ended while waiting for mail", "error", err, "wait", rest.String())
+		return d.pause(ctx, rest)
+	}
+	d.cuts = 0
+	d.wakes++
+	if time.Since(began) >= soon {
+		d.wakes = 0
+	}
+	if d.wakes > mostWakes {
+		_ = d.await(ctx, timer(soon)) // a timer ends with ctx only, which is asked next
+	}
+	return ctx.Err() == nil
+}
+
+// await waits until wait returns, for new settings, or for the end of ctx. Its error is that of wait.
+func (d *drain) await(ctx context.Context, wait func(context.Context) error) error {
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
-	quiet := make(chan error, 1)
-	session := d.session
-	if session != nil && wait > 0 {
-		go func() { quiet <- session.Wait(waiting, wait) }()
-	} else {
-		go func() {
-			timer := time.NewTimer(wait)
-			defer timer.Stop()
-			select {
-			case <-timer.C:
-			case <-waiting.Done():
-			}
-			quiet <- nil
-		}()
-	}
+	over := make(chan error, 1)
+	go func() { over <- wait(waiting) }()
 	select {
 	case next := <-d.owned.Changes:
 		stop()
-		<-quiet //nolint:errcheck // the session is closed now, whatever it says
+		<-over //nolint:errcheck // the session is closed now, whatever it says
 		d.adopt(next)
-	case err := <-quiet:
-		if err != nil && ctx.Err() == nil {
-			d.close()
-			rest := d.cut(err, wait)
-			d.log.Info("the connection ended while waiting for mail", "error", err, "wait", rest.String())
-			return d.pause(ctx, rest)
-		}
-		if session != nil && wait > 0 {
-			d.cuts = 0
-		}
+		return nil
+	case err := <-over:
+		return err
 	case <-ctx.Done():
-		<-quiet //nolint:errcheck // cancelled
+		return <-over
 	}
-	return ctx.Err() == nil
+}
+
+func timer(wait time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		return nil
+	}
 }
 
 // cut returns how long to wait before signing in again after a connection that ended in the middle of a wait. The first
@@ -136,6 +159,7 @@ func (d *drain) adopt(next source.Source) {
 	}
 	d.source = next
 	d.failures, d.failedWith = 0, ""
+	d.doubts = doubts{} // mails that rest are tried again at once, too
 	d.close()
 }
 

@@ -41,6 +41,7 @@ type tidier struct {
 	orders   *bus.PullConsumer
 
 	session  *stage.Session
+	alone    bool // the server has no connection left for the fetcher while ours waits for orders
 	failures int
 	said     fault.Code              // what the state says is wrong; "" when nothing is
 	refused  map[string]*fault.Error // single mails that could not be moved or deleted, by key
@@ -86,6 +87,7 @@ func (t *tidier) back(ctx context.Context, err error) time.Duration {
 		t.failures = 0
 	}
 	t.failures++
+	t.alone = t.alone || e.Code == fault.LimitConnections
 	wait := fault.Delay(e, t.failures)
 	t.log.Warn("mail that is taken in cannot be moved or deleted now; it stays where it is",
 		"error", e, "attempt", t.failures, "wait", wait.Round(time.Second).String())
@@ -294,7 +296,7 @@ func (t *tidier) tidy(ctx context.Context, what contract.Disposition, orders []o
 		return fault.New(fault.StoreConflict, nil, fault.Params{"what": "the lease of the source"})
 	}
 	results, err := t.session.Dispose(ctx, what, t.source.ArchiveMailbox, targets)
-	if t.source.Type == mailbox.POP3 {
+	if t.source.Type == mailbox.POP3 || t.alone {
 		t.close() // deletions end the session, and the maildrop is for one at a time
 	}
 	return errors.Join(err, t.settle(ctx, what, byPlace, results))

@@ -454,3 +454,29 @@ func TestARetryTriesMailsThatRestAtOnce(t *testing.T) {
 		t.Errorf("%+v, %d fetched", counts, b.inbox.fetched)
 	}
 }
+
+func TestTheOnlyConnectionOfAnAccountIsLeftToTheArchiver(t *testing.T) {
+	b := newBench(t, nil)
+	if b.drain.crowded(t.Context()) {
+		t.Error("crowded before anybody was refused")
+	}
+	say := func(state source.State) {
+		t.Helper()
+		if err := b.drain.fetcher.archived.Put(t.Context(), "sales", state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := fault.New(fault.LimitConnections, nil, nil)
+	say(source.State{State: source.StateDegraded, Error: source.NewStateError(refused, b.clock)})
+	if !b.drain.crowded(t.Context()) {
+		t.Error("not crowded though the archiver has no connection left")
+	}
+	say(source.State{State: source.StateOK})
+	if !b.drain.crowded(t.Context()) {
+		t.Error("the connection is kept again as soon as the archiver had one")
+	}
+	b.drain.adopt(b.drain.source)
+	if b.drain.crowded(t.Context()) {
+		t.Error("still crowded after the settings changed")
+	}
+}

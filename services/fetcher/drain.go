@@ -46,9 +46,10 @@ type drain struct {
 	evidence    string         // resolved: sent or header
 	certUntil   time.Time      // when the server's certificate ends
 
-	cuts       int // waits in a row that the server ended by ending the connection
-	wakes      int // waits in a row that a change of the mailbox ended at once
-	failures   int // in a row, of the same class
+	alone      bool // the server has no connection left for the archiver while ours waits for mail
+	cuts       int  // waits in a row that the server ended by ending the connection
+	wakes      int  // waits in a row that a change of the mailbox ended at once
+	failures   int  // in a row, of the same class
 	failedWith fault.Code
 	good       int // complete cycles since the last failure
 	gap        int // cycles in a row with unaccounted mails
@@ -158,7 +159,7 @@ func (d *drain) adopt(next source.Source) {
 		d.evidence, d.noSent, d.sentRead = "", nil, time.Time{}
 	}
 	d.source = next
-	d.failures, d.failedWith = 0, ""
+	d.failures, d.failedWith, d.alone = 0, "", false
 	d.doubts = doubts{} // mails that rest are tried again at once, too
 	d.close()
 }
@@ -204,10 +205,20 @@ func (d *drain) cycle(ctx context.Context) (tally, error) {
 	}
 	d.fetcher.metrics.cycle(d.source.ID, time.Since(began))
 	d.sentChanged = false
-	if d.source.Type == mailbox.POP3 {
+	if d.source.Type == mailbox.POP3 || d.crowded(ctx) {
 		d.close() // the maildrop is for one at a time: the archiver may want it
 	}
 	return counts, nil
+}
+
+// crowded tells whether the archiver was refused because there are too many connections. Ours would be one too many for
+// ever, so from then on, until the settings change, none is kept between two cycles.
+func (d *drain) crowded(ctx context.Context) bool {
+	if !d.alone {
+		state, err := d.fetcher.archived.Get(ctx, d.source.ID)
+		d.alone = err == nil && state.ErrorCode() == fault.LimitConnections
+	}
+	return d.alone
 }
 
 func (d *drain) fresh() bool {

@@ -27,11 +27,12 @@ type Fetcher struct {
 	traces    *traces
 	now       func() time.Time
 
-	books   *bus.Bucket // ledger
-	sent    *bus.Bucket // sent index
-	skipped *bus.Bucket // decisions of the parser to leave a mail
-	states  *source.States
-	objects *bus.Objects
+	books    *bus.Bucket // ledger
+	sent     *bus.Bucket // sent index
+	skipped  *bus.Bucket // decisions of the parser to leave a mail
+	states   *source.States
+	archived *source.States // what the archiver says
+	objects  *bus.Objects
 }
 
 // New checks the configuration. Nothing is opened before Run.
@@ -87,7 +88,8 @@ func (f *Fetcher) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.states = source.NewStates(stage.Records(states), source.PartFetch)
+	records := stage.Records(states)
+	f.states, f.archived = source.NewStates(records, source.PartFetch), source.NewStates(records, source.PartArchive)
 	f.objects, err = f.conn.Objects(ctx, contract.ObjectBucket)
 	return err
 }

@@ -116,8 +116,11 @@ func (c *cycle) account(ctx context.Context, entries []mailbox.Entry, now time.T
 		case line.Standing.left():
 			counts.Left[string(line.Standing)]++
 		case line.Standing == taken && known:
-			if err := c.orderAgain(ctx, line, now); err != nil {
+			if err := c.orderAgain(ctx, e, line, now); err != nil {
 				return tally{}, err
+			}
+			if _, same := c.ledger.find(e); !same {
+				counts.Unaccounted++
 			}
 		}
 	}
@@ -171,13 +174,20 @@ func (c *cycle) lost(ctx context.Context, line *place, now time.Time) (bool, err
 
 // orderAgain repeats the order for a mail that should have left the Inbox long ago, when no order is waiting: the
 // stream that carried it may have been lost, or the order was closed by something that has passed since.
-func (c *cycle) orderAgain(ctx context.Context, line *place, now time.Time) error {
+// Another mail that lies there now is not ordered away, but taken in.
+func (c *cycle) orderAgain(ctx context.Context, e mailbox.Entry, line *place, now time.Time) error {
 	if !c.source.Orders(line.Disposition) || !c.source.Orders(c.stamp.Disposition) ||
 		now.Sub(time.Unix(line.Since, 0)) < orderAgainAfter {
 		return nil
 	}
 	if waiting, err := c.ordersWaiting(ctx); err != nil || waiting {
 		return err
+	}
+	if err := c.verify(ctx, []mailbox.Entry{e}); err != nil {
+		return err
+	}
+	if _, same := c.ledger.find(e); !same {
+		return nil
 	}
 	outcome, request, err := c.outcome(ctx, line.Mail, line.Revision)
 	if err != nil || outcome != taken {

@@ -71,6 +71,9 @@ func (c *cycle) run(ctx context.Context) (tally, error) {
 		return tally{}, err
 	}
 	now := c.fetcher.now()
+	if err := c.sameUIDs(ctx, status, entries); err != nil {
+		return tally{}, err
+	}
 	c.ledger.seen(entries, status.UIDNext, now)
 	firstContact := c.ledger.meta.FirstSeen.IsZero()
 
@@ -151,6 +154,49 @@ func (c *cycle) sameMailbox(ctx context.Context, status mailbox.Status) error {
 		return err
 	}
 	return c.ledger.saveMeta(ctx)
+}
+
+// sameUIDs notices a server that was set back, as by a restore, and kept its UIDVALIDITY: UIDNEXT may only grow (RFC 9051
+// section 2.3.1.1). What lies at a known UID may be another mail then, so every one is compared with the book.
+func (c *cycle) sameUIDs(ctx context.Context, status mailbox.Status, entries []mailbox.Entry) error {
+	before := c.ledger.meta.UIDNext
+	if status.UIDNext == before {
+		return nil
+	}
+	if status.UIDNext < before {
+		c.log.Warn("the server was set back: every mail of the Inbox is compared with what is known",
+			"uid_next_before", before, "uid_next", status.UIDNext)
+		if err := c.verify(ctx, entries); err != nil {
+			return err
+		}
+		if err := c.ledger.save(ctx); err != nil {
+			return err
+		}
+	}
+	c.ledger.meta.UIDNext = status.UIDNext
+	return c.ledger.saveMeta(ctx)
+}
+
+// verify forgets places at which another mail lies than the book says, or of which the book cannot say: they are looked
+// at as if they were new.
+func (c *cycle) verify(ctx context.Context, entries []mailbox.Entry) error {
+	var known []mailbox.Entry
+	for _, e := range entries {
+		line, ok := c.ledger.find(e)
+		switch {
+		case !ok:
+		case line.Fingerprint == "":
+			c.ledger.remove(line)
+		default:
+			known = append(known, e)
+		}
+	}
+	return c.session.Headers(ctx, known, func(e mailbox.Entry, header []byte) error {
+		if line, ok := c.ledger.find(e); ok && mailbox.Fingerprint(header) != line.Fingerprint {
+			c.ledger.remove(line)
+		}
+		return nil
+	})
 }
 
 // namelessAllowed refuses to leave many mails on a POP3 server that gives them no identity: each is downloaded in

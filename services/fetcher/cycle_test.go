@@ -480,3 +480,53 @@ func TestTheOnlyConnectionOfAnAccountIsLeftToTheArchiver(t *testing.T) {
 		t.Error("still crowded after the settings changed")
 	}
 }
+
+func TestAnotherMailUnderAKnownUIDIsTakenIn(t *testing.T) {
+	t.Run("the server was set back", func(t *testing.T) {
+		b := newBench(t, func(s *source.Source) { s.AfterFetch = contract.Leave })
+		b.inbox.deliver(b.clock, letter(1, ""))
+		last := b.inbox.deliver(b.clock, letter(2, ""))
+		b.cycle()
+		b.decide(letter(1, ""))
+		b.decide(letter(2, ""))
+		b.cycle()
+		b.inbox.take(last)
+		b.inbox.next--
+		b.cycle()
+		b.inbox.deliver(b.clock, letter(3, "")) // gets the UID that mail 2 had
+		if got := b.cycle(); got.Waiting != 1 || b.inbox.fetched != 3 {
+			t.Errorf("%+v, fetched %d times", got, b.inbox.fetched)
+		}
+	})
+	t.Run("between two cycles", func(t *testing.T) {
+		b := newBench(t, func(s *source.Source) { s.AfterFetch = contract.Leave })
+		b.inbox.deliver(b.clock, letter(1, ""))
+		b.inbox.deliver(b.clock, letter(2, ""))
+		last := b.inbox.deliver(b.clock, letter(3, ""))
+		b.cycle()
+		for n := range 4 {
+			b.decide(letter(n, ""))
+		}
+		b.cycle()
+		b.inbox.take(last)
+		b.inbox.take(last - 1)
+		b.inbox.next -= 2
+		b.inbox.deliver(b.clock, letter(4, "")) // gets the UID that mail 2 had; UIDNEXT tells
+		if got := b.cycle(); got.Waiting != 1 || got.Unaccounted != 0 {
+			t.Errorf("%+v", got)
+		}
+	})
+	t.Run("nothing tells but that it does not go away", func(t *testing.T) {
+		b := newBench(t, nil)
+		uid := b.inbox.deliver(b.clock, letter(1, ""))
+		b.cycle()
+		b.decide(letter(1, ""))
+		b.cycle()
+		b.inbox.mails[0] = fakeMail{uid: uid, raw: []byte(letter(2, "")), at: b.clock}
+		b.clock = b.clock.Add(orderAgainAfter)
+		b.cycle()
+		if got := b.cycle(); got.Waiting != 1 || b.orders() != 0 {
+			t.Errorf("%+v, %d orders", got, b.orders())
+		}
+	})
+}

@@ -88,6 +88,7 @@ func (c *cycle) onlyReplies(ctx context.Context, infos []mailbox.Info) ([]mailbo
 			reason = unsure
 		}
 		line := c.line(info, "")
+		line.Fingerprint = mailbox.Fingerprint(raw)
 		before, known := c.ledger.find(e)
 		line.stands(reason, c.fetcher.now())
 		c.enter(info, line)
@@ -142,7 +143,7 @@ func (c *cycle) oversize(ctx context.Context, infos []mailbox.Info) error {
 			return err
 		}
 		line := c.line(info, key)
-		line.Disposition = contract.Leave
+		line.Disposition, line.Fingerprint = contract.Leave, mailbox.Fingerprint(header)
 		line.stands(oversize, c.fetcher.now())
 		c.enter(info, line)
 		return c.left(ctx, skip{

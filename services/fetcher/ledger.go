@@ -87,7 +87,8 @@ func (p *place) stands(s standing, now time.Time) {
 type meta struct {
 	Epoch       string             `json:"epoch"`
 	UIDValidity uint32             `json:"uid_validity,omitempty"`
-	FirstSeen   time.Time          `json:"first_seen"` // first complete contact of this epoch
+	UIDNext     uint32             `json:"uid_next,omitempty"` // the highest UIDNEXT that was seen
+	FirstSeen   time.Time          `json:"first_seen"`         // first complete contact of this epoch
 	Sent        mailbox.SentCursor `json:"sent,omitzero"`
 	SentRead    bool               `json:"sent_read,omitempty"`  // the Sent mailbox was read to its end once
 	SentMails   int                `json:"sent_mails,omitempty"` // mails found in it
@@ -244,7 +245,7 @@ func (l *ledger) reset(validity uint32) {
 	}
 	l.byID = map[string]*place{}
 	l.byMail = map[string][]*place{}
-	l.meta.UIDValidity = validity
+	l.meta.UIDValidity, l.meta.UIDNext = validity, 0
 }
 
 // seen compares the ledger with what lies in the mailbox now: places that are gone are marked so, and forgotten after

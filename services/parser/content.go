@@ -25,6 +25,9 @@ func (p *Parser) answerContent(ctx context.Context) error {
 func (p *Parser) content(ctx context.Context, request bus.Request) error {
 	tokens := strings.Split(request.Subject, ".")
 	kind, source, key := tokens[2], tokens[3], tokens[4]
+	if !contract.ValidToken(source) || !contract.ValidToken(key) { // a wildcard would find a mail of which no key is known
+		return refuse(request, contract.ContentNotFound)
+	}
 	stored, err := p.deps.Conn.Last(ctx, contract.StreamMail, contract.RawSubject(source, key))
 	if errors.Is(err, bus.ErrNotFound) {
 		return refuse(request, p.absent(ctx, source, key))

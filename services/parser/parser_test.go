@@ -270,6 +270,7 @@ func TestContentIsHandedOutInChunks(t *testing.T) {
 		"a part without a number":  {contract.ContentPart, key, `{}`},
 		"no JSON":                  {contract.ContentPart, key, `seven`},
 		"an unknown mail":          {contract.ContentRaw, "unknown", ""},
+		"a wildcard for the mail":  {contract.ContentRaw, "*", ""},
 		"an unknown kind":          {"picture", key, ""},
 	} {
 		if data, refused := r.content(asked[0], asked[1], asked[2]); refused != contract.ContentNotFound || len(data) > 0 {

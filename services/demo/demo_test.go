@@ -2,6 +2,7 @@ package demo
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"mime"
 	"net/mail"
@@ -10,6 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/emersion/go-imap/v2"
+	"github.com/emersion/go-imap/v2/imapclient"
 
 	"posthorn/pkg/reply"
 	"posthorn/pkg/source"
@@ -123,5 +127,37 @@ func TestMailArrivesInEveryAccount(t *testing.T) {
 	}
 	if n := len(office.pop3.Mails(info)); n != 2 {
 		t.Errorf("%d mails for info", n)
+	}
+}
+
+func TestAMailThatAMailClientPutsThereWithoutADateHasThePresentOne(t *testing.T) {
+	office, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = office.Close() })
+	client, err := imapclient.DialInsecure(office.imap.Addr(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	if err := client.Login(sales, password).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	raw := "Subject: hello\r\n\r\nhello\r\n"
+	put := client.Append(inbox, int64(len(raw)), nil)
+	_, err = io.WriteString(put, raw)
+	if err = errors.Join(err, put.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := put.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Select(inbox, nil).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	mails, err := client.Fetch(imap.SeqSetNum(1), &imap.FetchOptions{InternalDate: true}).Collect()
+	if err != nil || len(mails) != 1 || time.Since(mails[0].InternalDate).Abs() > time.Hour {
+		t.Errorf("received %v: %v", mails, err)
 	}
 }

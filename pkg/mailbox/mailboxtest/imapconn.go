@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapserver"
@@ -192,7 +193,11 @@ func (c *imapConn) Append(name string, r imap.LiteralReader, options *imap.Appen
 	if err != nil {
 		return nil, err
 	}
-	return &imap.AppendData{UIDValidity: b.validity, UID: b.append(raw, options.Time, options.Flags)}, nil
+	at := options.Time
+	if at.IsZero() { // APPEND without a date: the present time (RFC 9051, section 6.3.12)
+		at = time.Now()
+	}
+	return &imap.AppendData{UIDValidity: b.validity, UID: b.append(raw, at, options.Flags)}, nil
 }
 
 func (c *imapConn) Namespace() (*imap.NamespaceData, error) {

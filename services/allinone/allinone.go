@@ -66,8 +66,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) (err error) {
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.HTTP)
 	if err != nil {
-		return fmt.Errorf("the address %s for the console is taken or cannot be used: %w; choose another with --http "+
-			"(port 0 picks a free one)", cfg.HTTP, err)
+		return fmt.Errorf("the address %s for health and metrics is taken or cannot be used: %w; choose another "+
+			"with --http (port 0 picks a free one)", cfg.HTTP, err)
 	}
 	addresses := Addresses{Ready: true, HTTP: "http://" + listener.Addr().String(), NATS: h.url()}
 	h.rooms = &stage.House{Rooms: h.plan(), Log: log}

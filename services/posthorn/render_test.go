@@ -153,6 +153,9 @@ func TestTheCheckEndsWithWhatIsWorst(t *testing.T) {
 		if got := s.check(); got != test.want {
 			t.Errorf("%s: %d, want %d", name, got, test.want)
 		}
+		if test.want != 0 && s.verdict() == "All well." {
+			t.Errorf("%s: all is well, and the exit code is %d", name, test.want)
+		}
 	}
 }
 

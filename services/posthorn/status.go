@@ -252,13 +252,15 @@ func (s status) check() int {
 
 // verdict is the first line: is mail at risk?
 func (s status) verdict() string {
-	var failing, look, idle []string
+	var failing, look, paused, idle []string
 	for _, one := range s.Sources {
 		switch one.State {
 		case source.StateFailing:
 			failing = append(failing, one.ID)
 		case source.StateDegraded, source.StateStale:
 			look = append(look, one.ID)
+		case source.StatePaused:
+			paused = append(paused, one.ID)
 		}
 	}
 	for _, one := range s.Stages {
@@ -276,6 +278,8 @@ func (s status) verdict() string {
 		return "Not taking in: " + strings.Join(failing, ", ") + "." + safe
 	case len(look) > 0:
 		return "Needs a look: " + strings.Join(look, ", ") + "." + safe
+	case len(paused) > 0:
+		return "Paused: " + strings.Join(paused, ", ") + "." + safe
 	case len(s.Sources) == 0:
 		return "Running, but there are no sources yet: posthorn sources apply -f FILE"
 	default:

@@ -246,7 +246,8 @@ func (l *imapLines) repair(line []byte) []byte {
 		text = flagList.ReplaceAllStringFunc(text, systemFlags)
 		text = internalDate.ReplaceAllStringFunc(text, func(item string) string {
 			_, value, _ := strings.Cut(item, " ")
-			if _, err := time.Parse(`"_2-Jan-2006 15:04:05 -0700"`, value); err != nil {
+			at, err := time.Parse(`"_2-Jan-2006 15:04:05 -0700"`, value)
+			if err != nil || at.IsZero() { // the first moment of the year 1 is no date for go-imap
 				return `INTERNALDATE "01-Jan-1970 00:00:00 +0000"`
 			}
 			return item

@@ -66,7 +66,7 @@ func Explain(ctx context.Context, store *Store, file File, err error) error {
 	all := slices.Clone(found.Problems)
 	for _, problem := range more.Problems {
 		known := slices.ContainsFunc(found.Problems, func(p Problem) bool {
-			return p.Line == problem.Line || p.Source == problem.Source && p.Field == problem.Field
+			return p.Source == problem.Source && p.Field == problem.Field
 		})
 		if !known { // what could not be read is not missing besides
 			all = append(all, problem)

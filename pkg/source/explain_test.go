@@ -41,3 +41,19 @@ func TestAFileThatCannotBeReadInFullIsExplainedInFull(t *testing.T) {
 		t.Errorf("%v\n%v", fields, err)
 	}
 }
+
+func TestAFileWrittenOnFewLinesIsExplainedInFull(t *testing.T) {
+	h := newHouse(t)
+	path := filepath.Join(t.TempDir(), "sources.yaml")
+	text := `sources:
+  - {id: sales, name: Sales, default_workflow: nosuch, type: imap, address: xy, server: mail.example.org, port: 993, ssl: false, username: sales, password: "${NO_SUCH_VARIABLE}"}
+`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := LoadFile(path, func(string) (string, bool) { return "", false })
+	problems, ok := errors.AsType[*FileError](Explain(t.Context(), h.Store, file, err))
+	if !ok || len(problems.Problems) != 4 { // workflow, address, ssl, password
+		t.Errorf("%v", problems)
+	}
+}

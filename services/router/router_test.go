@@ -19,14 +19,15 @@ import (
 
 // room is a running router.
 type room struct {
-	t    *testing.T
-	conn *bus.Conn
+	t      *testing.T
+	conn   *bus.Conn
+	routed int
 }
 
 func start(t *testing.T) *room {
 	t.Helper()
 	conn := bustest.Start(t)
-	router, err := New(Config{Instance: "test"}, stage.Deps{
+	router, err := New(Config{Instance: "test", Workers: 1}, stage.Deps{
 		Conn: conn, Publisher: conn.Publisher(), Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -64,33 +65,43 @@ func parsed(key, messageID string, change func(*contract.ParsedMail)) contract.P
 	return p
 }
 
-// route puts parsed mails before the router, one after the other, and waits until each is done.
+// route puts parsed mails before the router and waits until all are done: it takes them in order, and one more behind
+// them.
 func (r *room) route(mails ...contract.ParsedMail) {
 	r.t.Helper()
+	r.routed++
+	last := fmt.Sprintf("last-%d", r.routed)
+	mails = append(mails, parsed(last, "", func(p *contract.ParsedMail) { p.Stamp.Disposition = contract.Leave }))
 	for n, p := range mails {
 		source := p.Stamp.Source.ID
 		out, err := bus.Event(contract.TypeParsed, contract.ParsedSubject(source),
-			fmt.Sprintf("%s-%d-%d", p.Mail, n, time.Now().UnixNano()), source, p)
+			fmt.Sprintf("%s-%d-%d", p.Mail, r.routed, n), source, p)
 		if err != nil {
 			r.t.Fatal(err)
 		}
 		if _, err := r.conn.Publisher().Publish(r.t.Context(), out); err != nil {
 			r.t.Fatal(err)
 		}
-		deadline := time.After(time.Minute)
-		for {
-			pending, inHand, err := r.conn.Lag(r.t.Context(), contract.StreamParsed, bus.DurableRouter)
-			if err != nil {
-				r.t.Fatal(err)
-			}
-			if pending+inHand == 0 {
-				break
-			}
-			select {
-			case <-time.After(5 * time.Millisecond):
-			case <-deadline:
-				r.t.Fatal("the router did not take the mail within a minute")
-			}
+	}
+	r.await(contract.StreamContactRequests, contract.ContactRequestFilter("sales", last))
+}
+
+// await waits until a subject has a message.
+func (r *room) await(stream contract.Stream, subject string) {
+	r.t.Helper()
+	deadline := time.After(time.Minute)
+	for {
+		_, err := r.conn.Last(r.t.Context(), stream, subject)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, bus.ErrNotFound) {
+			r.t.Fatal(err)
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-deadline:
+			r.t.Fatalf("nothing on %s within a minute", subject)
 		}
 	}
 }
@@ -227,20 +238,5 @@ func TestAMessageThatIsNoParsedMailIsSetAside(t *testing.T) {
 	if r.event("one").Mail != "one" {
 		t.Error("the mail behind it was held up")
 	}
-	subject := contract.DeadLetterSubject("router", "sales", "broken")
-	deadline := time.After(time.Minute)
-	for {
-		_, err := r.conn.Last(t.Context(), contract.StreamDeadLetters, subject)
-		if err == nil {
-			return
-		}
-		if !errors.Is(err, bus.ErrNotFound) {
-			t.Fatal(err)
-		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-deadline:
-			t.Fatal("no dead letter")
-		}
-	}
+	r.await(contract.StreamDeadLetters, contract.DeadLetterSubject("router", "sales", "broken"))
 }

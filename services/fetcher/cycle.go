@@ -156,8 +156,8 @@ func (c *cycle) sameMailbox(ctx context.Context, status mailbox.Status) error {
 	return c.ledger.saveMeta(ctx)
 }
 
-// sameUIDs notices a server that was set back, as by a restore, and kept its UIDVALIDITY: UIDNEXT may only grow (RFC 9051
-// section 2.3.1.1). What lies at a known UID may be another mail then, so every one is compared with the book.
+// sameUIDs notices a server that was set back, as by a restore, and kept its UIDVALIDITY: UIDNEXT may only grow (RFC
+// 9051 section 2.3.1.1). What lies at a known UID may be another mail then, so every one is compared with the book.
 func (c *cycle) sameUIDs(ctx context.Context, status mailbox.Status, entries []mailbox.Entry) error {
 	before := c.ledger.meta.UIDNext
 	if status.UIDNext == before {

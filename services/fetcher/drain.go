@@ -143,7 +143,7 @@ func timer(wait time.Duration) func(context.Context) error {
 }
 
 // cut returns how long to wait before signing in again after a connection that ended in the middle of a wait. The first
-// time it is taken for a mere mishap; a server that ends every wait is polled instead of being signed in to without end.
+// time it is taken for a mere mishap; a server that ends every wait is polled, not signed in to without end.
 func (d *drain) cut(err error, wait time.Duration) time.Duration {
 	d.cuts++
 	if class := fault.CodeOf(err).Class(); d.cuts == 1 && class != "limit" && class != "auth" {

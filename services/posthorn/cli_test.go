@@ -197,6 +197,7 @@ func TestWrongUsageSaysWhatIsWrongAndWhereToLook(t *testing.T) {
 
 func TestHelpTeaches(t *testing.T) {
 	for line, want := range map[string][]string{
+		"help sources apply":   {"Applying it twice changes nothing"},
 		"--help":               {"posthorn run --sources sources.yaml", "Exit codes: 0 clean, 1 failed, 2 wrong usage"},
 		"run --help":           {"posthorn run --stages parser", "POSTHORN_NATS_LISTEN", "Message store:"},
 		"sources --help":       {"posthorn sources apply -f sources.yaml --dry-run"},

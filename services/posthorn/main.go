@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -70,6 +71,9 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	})
 	if err != nil {
 		return complain(stderr, err)
+	}
+	if len(args) > 0 && args[0] == "help" { // what a newcomer types
+		args = append(slices.Clone(args[1:]), "--help")
 	}
 	if len(args) == 0 {
 		_, _ = parser.Parse([]string{"--help"}) // it prints; what is missing beside it is known

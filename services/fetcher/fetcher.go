@@ -71,6 +71,10 @@ func (f *Fetcher) drain(ctx context.Context, owned stage.Owned) {
 		fetcher: f, log: f.log.With("source", owned.Source.ID), owned: owned, source: owned.Source,
 		short: map[string]int{}, doubts: doubts{},
 	}
+	// What an earlier process saw last stays known until this one has looked.
+	if before, err := f.states.Get(ctx, d.source.ID); err == nil {
+		d.state = source.State{LastCycle: before.LastCycle, Counts: before.Counts}
+	}
 	d.run(ctx)
 }
 

@@ -30,7 +30,8 @@ const (
 	HeaderSize = "posthorn-size"
 	// HeaderObject names the object that holds the raw mail when the message body is empty (claim check).
 	HeaderObject = "posthorn-object"
-	// HeaderPartial says that only the header block of the mail was taken in (`oversize`).
+	// HeaderPartial is there when only the header block of an oversize mail was taken in: the size, in bytes, that the
+	// server announced for the whole mail.
 	HeaderPartial = "posthorn-partial"
 	// HeaderMail is the key of the mail that a message is about, wherever the subject does not carry it.
 	HeaderMail = "posthorn-mail"

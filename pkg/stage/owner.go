@@ -9,6 +9,7 @@ import (
 
 	"posthorn/pkg/bus"
 	"posthorn/pkg/contract"
+	"posthorn/pkg/fault"
 	"posthorn/pkg/source"
 )
 
@@ -109,14 +110,21 @@ func (o *Owner) own(
 	ctx context.Context, s source.Source, changes chan source.Source, work func(context.Context, Owned),
 ) {
 	n := contract.Shard(s.ID)
-	for ctx.Err() == nil {
+	for failures := 0; ctx.Err() == nil; {
 		lease, err := o.acquire(ctx, n)
 		if err != nil {
+			failures++
+			wait := fault.Delay(err, failures)
 			if ctx.Err() == nil {
-				o.Log.Warn("the lease of a source could not be taken", "source", s.ID, "error", err)
+				o.Log.Warn("the lease of a source cannot be taken", "source", s.ID, "error", err, "wait", wait.String())
+			}
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
 			}
 			continue
 		}
+		failures = 0
 		select { // settings may have changed while waiting
 		case s = <-changes:
 		default:

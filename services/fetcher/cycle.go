@@ -39,7 +39,6 @@ type cycle struct {
 	stamp   contract.Stamp
 	ledger  *ledger
 	lease   func() bool
-	own     []string
 
 	toDo     int            // mails this cycle has still before it
 	nameless map[int]*place // POP3 without UIDL: places by number, for this cycle only

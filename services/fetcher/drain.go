@@ -189,7 +189,7 @@ func (d *drain) cycle(ctx context.Context) (tally, error) {
 	}
 	c := &cycle{
 		fetcher: d.fetcher, drain: d, log: d.log, session: d.session.Session, source: d.source, ledger: d.ledger,
-		lease: d.fresh, own: []string{d.source.Address, d.source.Username}, nameless: map[int]*place{},
+		lease: d.fresh, nameless: map[int]*place{},
 	}
 	if err := d.resolveEvidence(ctx, c); err != nil {
 		return tally{}, err
